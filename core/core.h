@@ -1,0 +1,147 @@
+// core.h: inside the core: handles, storage, tape nodes and the operator table. Not installed.
+#ifndef WEFT_CORE_H
+#define WEFT_CORE_H
+
+#include "kernel.h"
+
+// --- operators
+typedef enum weft_op {
+#define OP(name, ...) OP_##name,
+#include "ops.def"
+#undef OP
+    WEFT_N_OPS
+} weft_op;
+
+typedef enum weft_kind { KERNEL, STRIDED, ELEMENTWISE, VIEW, INPLACE, COMPOSITE } weft_kind;
+
+// What a shape rule sees and fills. Outputs start with the dtype and device of the first input.
+typedef struct weft_shape_call {
+    weft_op op;
+    const weft_view *const *in;
+    weft_view *out;               // shape, ndim, dtype; for VIEW rows stride too, and offset
+    int n_in, n_out;
+    const weft_attrs *at;
+    int64_t offset;               // VIEW rows: elements from x's data to y's
+    bool must_copy;               // VIEW rows: strides can't express it; the dispatcher copies x first
+} weft_shape_call;
+typedef weft_status (*weft_shape_fn)(weft_shape_call *call);
+
+// What a gradient sees and fills. Saved handles and dy are borrowed; dx[i] is handed over.
+// Temporaries made inside belong to a scope that the engine closes.
+typedef struct weft_grad_call {
+    const weft_attrs *at;
+    weft_tensor *const *dy;       // by output; NULL where no gradient came
+    weft_tensor *const *in;       // saved inputs, NULL where not saved
+    weft_tensor *const *out;      // saved outputs, NULL where not saved
+    const weft_view *in_view;     // shape and dtype of each input (no data)
+    uint64_t needs;               // bit i: dx[i] is wanted
+    int n_in, n_out;
+    weft_tensor **dx;
+} weft_grad_call;
+typedef weft_status (*weft_grad_fn)(weft_grad_call *call);
+#define NEEDS(call, i) (((call)->needs >> (i)) & 1)
+
+typedef struct weft_save { uint8_t output, index; uint64_t mask; } weft_save;
+
+typedef struct weft_op_info {
+    const char *name, *family, *inputs, *outputs, *attrs, *dtypes, *doc;
+    weft_kind kind;
+    weft_shape_fn shape;
+    weft_grad_fn grad;
+    weft_save saves[8];
+    // parsed at start
+    uint32_t dtype_mask;
+    int n_in, n_out, n_visible;   // n_in -1: any number, after n_fixed fixed ones
+    int n_fixed;
+    uint8_t optional[16], in_class[16];  // class: 0 row dtype, 1 index, 2 bool, 3 any
+    char in_name[16][16], out_name[8][16];
+} weft_op_info;
+
+extern weft_op_info weft_ops[WEFT_N_OPS];
+weft_status weft_ops_init(void);
+
+// Runs an operator: checks, shapes, memory, kernel, tape. out receives every visible output.
+weft_status weft_dispatch(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
+                          weft_tensor **out);
+// As weft_dispatch, with the hidden outputs too (for gradients that call fused rows).
+weft_status weft_dispatch_all(weft_op op, const weft_tensor *const *in, int n_in,
+                              const weft_attrs *at, weft_tensor **out);
+
+// --- storage: bytes with a count of who holds them
+typedef struct weft_storage {
+    void *data;
+    int64_t nbytes, refs;
+    uint32_t version;
+    int32_t device;
+    void (*release)(void *);      // borrowed memory: called instead of freeing
+    void *context;
+} weft_storage;
+
+weft_storage *weft_storage_new(int64_t nbytes, int device);
+void weft_storage_retain(weft_storage *s);
+void weft_storage_release(weft_storage *s);
+
+// --- handles
+typedef struct weft_node weft_node;
+typedef struct weft_handle {
+    weft_tensor t;                // first: weft_tensor * and weft_handle * are the same address
+    weft_storage *storage;
+    weft_node *node;              // history (or leaf), NULL when no gradient is wanted
+    int32_t out_index;
+    int64_t scope;                // id of the owning scope, 0 when none
+    struct weft_handle *prev, *next;
+} weft_handle;
+static inline weft_handle *H(const weft_tensor *t) { return (weft_handle *)(uintptr_t)t; }
+
+weft_tensor *weft_handle_new(const weft_view *v, weft_storage *storage);  // retains storage
+void weft_make_contiguous_strides(weft_view *v);
+weft_status weft_set_shape(weft_view *v, const int64_t *shape, int n);    // shape, numel, strides
+
+// --- tape
+typedef struct weft_edge { weft_node *node; int32_t out_index; } weft_edge;
+typedef struct weft_saved { weft_storage *storage; weft_view view; uint32_t version; } weft_saved;
+#define NODE_LEAF (-1)
+#define NODE_CUSTOM (-2)
+struct weft_node {
+    int64_t refs, seq, custom_id;
+    int32_t op;
+    int32_t n_in, n_out, n_saved;
+    uint64_t needs;
+    int64_t visit;
+    bool released, retain_grad;
+    weft_tensor *grad;            // leaf, or retained: what the user sees
+    int64_t *hooks; int32_t n_hooks;
+    weft_attrs *at;
+    weft_edge *edges;             // [n_in]
+    weft_view *in_view;           // [n_in]
+    weft_view *out_view;          // [n_out] shape and dtype, to check and to fill zeros
+    weft_tensor **pending;        // [n_out] gradients that arrived in the running backward
+    weft_saved *saved;            // [n_in + n_out] for operators, [n_saved] for custom nodes
+    int64_t nbytes;               // of this node's block
+};
+void weft_node_retain(weft_node *n);
+void weft_node_release(weft_node *n);  // iterative
+weft_status weft_record(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
+                        weft_tensor **out, int n_out);
+bool weft_any_needs_grad(const weft_tensor *const *in, int n_in);
+
+// --- pools and system memory, all counted, all made to fail by weft_fail_allocation
+void *weft_pool_alloc(int64_t nbytes);           // small blocks: nodes, lists
+void weft_pool_free(void *p, int64_t nbytes);
+void *weft_system_alloc(int64_t nbytes, weft_memory *m);
+void weft_system_free(void *p);
+weft_backend *weft_backend_of(int device);
+
+// --- helpers for gradients: all return new handles, or NULL and an error
+weft_tensor *weft_sum_to(const weft_tensor *t, const weft_view *shape);   // undo a broadcast
+weft_tensor *weft_zeros_as(const weft_view *v);
+weft_status weft_describe(char *buffer, size_t size, const weft_view *v); // "[2,3] float32"
+
+// `a` or fail: for gradients and composites.
+#define TRY(expr) do { weft_status status_ = (expr); if (status_ != WEFT_OK) return status_; } while (0)
+#define HAVE(ptr) do { if (!(ptr)) return WEFT_EINVAL; } while (0)
+
+extern weft_state weft_the_state;
+int64_t weft_next_seq(void);
+
+#endif
