@@ -132,6 +132,11 @@ void *weft_system_alloc(int64_t nbytes, weft_memory *m);
 void weft_system_free(void *p);
 weft_backend *weft_backend_of(int device);
 
+// Makes a negative dim count from the end; refuses one outside [-ndim, ndim).
+weft_status weft_fix_dim(int64_t *dim, int ndim);
+// Row-major broadcast of two shapes into out (shape and strides), or a refusal that says where.
+weft_status weft_broadcast_shapes(weft_view *out, const weft_view *a, const weft_view *b);
+
 // --- helpers for gradients: all return new handles, or NULL and an error
 weft_tensor *weft_sum_to(const weft_tensor *t, const weft_view *shape);   // undo a broadcast
 weft_tensor *weft_zeros_as(const weft_view *v);
