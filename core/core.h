@@ -98,31 +98,38 @@ void weft_make_contiguous_strides(weft_view *v);
 weft_status weft_set_shape(weft_view *v, const int64_t *shape, int n);    // shape, numel, strides
 
 // --- tape
+// A result of a kernel before it has a handle: what the tape may keep without one.
+typedef struct weft_result { weft_view view; weft_storage *storage; } weft_result;
 typedef struct weft_edge { weft_node *node; int32_t out_index; } weft_edge;
-typedef struct weft_saved { weft_storage *storage; weft_view view; uint32_t version; } weft_saved;
+// slot: input i, or n_in + j for output j; for custom nodes the position in what the caller saved.
+typedef struct weft_saved { weft_storage *storage; weft_view view; uint32_t version; int32_t slot; } weft_saved;
+typedef struct weft_hook { struct weft_hook *next; int64_t id; int32_t out_index; } weft_hook;
 #define NODE_LEAF (-1)
 #define NODE_CUSTOM (-2)
 struct weft_node {
-    int64_t refs, seq, custom_id;
-    int32_t op;
-    int32_t n_in, n_out, n_saved;
+    int64_t refs, seq, custom_id, visit;
+    weft_node *next_dead;
+    int32_t op, n_in, n_out, n_saved;
     uint64_t needs;
-    int64_t visit;
-    bool released, retain_grad;
-    weft_tensor *grad;            // leaf, or retained: what the user sees
-    int64_t *hooks; int32_t n_hooks;
+    bool released;
+    int32_t retain;               // output whose gradient is kept in grad; -1: none
+    weft_tensor *grad;            // of a leaf, or retained: what the user sees
+    weft_hook *hooks;
     weft_attrs *at;
     weft_edge *edges;             // [n_in]
-    weft_view *in_view;           // [n_in]
-    weft_view *out_view;          // [n_out] shape and dtype, to check and to fill zeros
+    weft_view *in_view;           // [n_in] shape and dtype
+    weft_view *out_view;          // [n_out]
     weft_tensor **pending;        // [n_out] gradients that arrived in the running backward
-    weft_saved *saved;            // [n_in + n_out] for operators, [n_saved] for custom nodes
+    weft_saved *saved;            // [n_saved]
     int64_t nbytes;               // of this node's block
 };
+weft_node *weft_node_new(int op, int n_in, int n_out, int n_saved);
 void weft_node_retain(weft_node *n);
-void weft_node_release(weft_node *n);  // iterative
+void weft_node_release(weft_node *n);  // iterative: a long graph needs no stack
+void weft_node_drop_saved(weft_node *n);
+// Records a call. handles[j] is NULL for hidden outputs.
 weft_status weft_record(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
-                        weft_tensor **out, int n_out);
+                        const weft_result *results, weft_tensor *const *handles, int n_out);
 bool weft_any_needs_grad(const weft_tensor *const *in, int n_in);
 
 // --- pools and system memory, all counted, all made to fail by weft_fail_allocation
@@ -147,6 +154,6 @@ weft_status weft_describe(char *buffer, size_t size, const weft_view *v); // "[2
 #define HAVE(ptr) do { if (!(ptr)) return WEFT_EINVAL; } while (0)
 
 extern weft_state weft_the_state;
-int64_t weft_next_seq(void);
+
 
 #endif

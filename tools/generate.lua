@@ -144,7 +144,7 @@ for _, op in ipairs(ops) do
     end
     if ins then
       if op.visible == 1 then
-        b[#b + 1] = ("    weft_tensor *y = NULL;\n    return weft_dispatch(OP_%s, %s, %s, &at, &y) == WEFT_OK ? y : NULL;\n}\n"):format(op.name, ins, n)
+        b[#b + 1] = ("    weft_tensor *result = NULL;\n    return weft_dispatch(OP_%s, %s, %s, &at, &result) == WEFT_OK ? result : NULL;\n}\n"):format(op.name, ins, n)
       else
         b[#b + 1] = ("    return weft_dispatch(OP_%s, %s, %s, &at, %s);\n}\n"):format(op.name, ins, n, op.visible == 0 and "NULL" or "out")
       end

@@ -1,5 +1,4 @@
 // pool.c: the one thread pool. Pieces are handed out by an atomic counter; the caller works too.
-#define _GNU_SOURCE
 #include "cpu.h"
 #include <pthread.h>
 #include <sched.h>

@@ -1,0 +1,64 @@
+// error.c: the thread's last error, dtype and device names, and the state that bindings read.
+#include "../core.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Thread_local char message[1024];
+
+weft_state weft_the_state = { .grad_enabled = true };
+
+weft_state *weft_get_state(void) { return &weft_the_state; }
+const char *weft_error(void) { return message; }
+const char *weft_version(void) { return WEFT_VERSION; }
+void weft_interrupt(int flag) { weft_the_state.interrupt = flag; }
+
+weft_status weft_fail(weft_status code, const char *format, ...) {
+    char text[sizeof message];  // format may quote the old message
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    memcpy(message, text, sizeof text);
+    return code;
+}
+
+static const struct { const char *name; int size; } dtypes[WEFT_N_DTYPES] = {
+    {"float32", 4}, {"float64", 8}, {"bfloat16", 2}, {"float16", 2},
+    {"int32", 4},   {"int64", 8},   {"uint8", 1},    {"bool", 1},
+};
+
+const char *weft_dtype_name(int dtype) {
+    return dtype >= 0 && dtype < WEFT_N_DTYPES ? dtypes[dtype].name : "unknown";
+}
+
+int weft_dtype_of(const char *name) {
+    for (int i = 0; i < WEFT_N_DTYPES; i++)
+        if (strcmp(dtypes[i].name, name) == 0) return i;
+    return -1;
+}
+
+int64_t weft_dtype_size(int dtype) {
+    return dtype >= 0 && dtype < WEFT_N_DTYPES ? dtypes[dtype].size : 0;
+}
+
+const char *weft_device_name(int device) {
+    static _Thread_local char cuda[24];
+    if (device == WEFT_CPU) return "cpu";
+    if (device == WEFT_META) return "meta";
+    snprintf(cuda, sizeof cuda, "cuda:%d", device - WEFT_CUDA);
+    return cuda;
+}
+
+int weft_device_of(const char *name) {
+    if (strcmp(name, "cpu") == 0) return WEFT_CPU;
+    if (strcmp(name, "meta") == 0) return WEFT_META;
+    if (strcmp(name, "cuda") == 0) return WEFT_CUDA;
+    if (strncmp(name, "cuda:", 5) == 0 && name[5]) {
+        char *end;
+        long n = strtol(name + 5, &end, 10);
+        if (*end == 0 && n >= 0 && n < 1024) return WEFT_CUDA + (int)n;
+    }
+    return -1;
+}
