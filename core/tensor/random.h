@@ -55,7 +55,7 @@ WEFT_FN double weft_uniform64(uint32_t low, uint32_t high) {
 }
 
 // Dropout keeps an element iff this holds for its word.
-WEFT_FN bool weft_keep(uint32_t word, double p) { return weft_uniform32(word) >= p; }
+WEFT_FN bool weft_kept(uint32_t word, double p) { return weft_uniform32(word) >= p; }
 
 // An integer in [0, n): the upper half of a 64 by 64 bit product. The bias is below n / 2^64.
 WEFT_FN uint64_t weft_below(uint32_t low, uint32_t high, uint64_t n) {
