@@ -10,6 +10,8 @@
 //   float32 normal      words 2i, 2i + 1 make elements 2i (cosine) and 2i + 1 (sine)
 //   float64 normal      words 4i .. 4i + 3 make elements 2i and 2i + 1
 //   kept by dropout     word e
+// A truncated normal is drawn by trial: attempt j (from 0) reads 2^50 j words further on, where it
+// takes a normal, or four words 4e .. 4e + 3 for a point of a narrow interval and its acceptance.
 #ifndef WEFT_RANDOM_H
 #define WEFT_RANDOM_H
 
@@ -178,6 +180,53 @@ WEFT_FN void weft_normal64(const uint32_t w[4], double *y0, double *y1) {
     weft_turn64((uint64_t)w[3] << 32 | w[2], &c, &s);
     *y0 = r * c;
     *y1 = r * s;
+}
+
+#define WEFT_ATTEMPTS 1024  // the chance that an element needs more is below 1e-11
+
+// Element e at an attempt: a float64 normal if wide, else a float32 one.
+WEFT_FN double weft_normal_at(uint64_t key, uint64_t counter, uint64_t e, uint64_t attempt,
+                              bool wide) {
+    uint64_t jump = attempt << 48;
+    if (wide) {
+        double y0, y1;
+        weft_philox4 w = weft_philox(key, counter, (e >> 1) + jump);
+        weft_normal64(w.v, &y0, &y1);
+        return e & 1 ? y1 : y0;
+    }
+    float y0, y1;
+    weft_philox4 w = weft_philox(key, counter, (e >> 2) + jump);
+    weft_normal32(w.v[e & 2], w.v[(e & 2) + 1], &y0, &y1);
+    return e & 1 ? y1 : y0;
+}
+
+// Whether plain normals fall into [low, high] often enough (24 % at the least) to wait for one.
+WEFT_FN bool weft_often(double low, double high) {
+    return low <= 0.5 && high >= -0.5 && high - low >= 1;
+}
+
+// Element e of a standard normal cut to [low, high], from that attempt on; wide: float64.
+WEFT_FN double weft_cut_normal(uint64_t key, uint64_t counter, uint64_t e, uint64_t attempt,
+                               double low, double high, bool wide) {
+    double x = low;
+    if (weft_often(low, high)) {
+        for (; attempt < WEFT_ATTEMPTS; attempt++) {
+            x = weft_normal_at(key, counter, e, attempt, wide);
+            if (x >= low && x <= high) return x;
+        }
+        return x < low ? low : high;
+    }
+    // The density is highest at distance m from 0; beyond sqrt(m^2 + 72) it is 2e-16 of that.
+    double m = low > 0 ? low : high < 0 ? -high : 0, far = WEFT_ROOT64(m * m + 72);
+    if (low < -far) low = -far;
+    if (high > far) high = far;
+    for (; attempt < WEFT_ATTEMPTS; attempt++) {
+        weft_philox4 w = weft_philox(key, counter, e + (attempt << 48));
+        x = low + (high - low) * weft_uniform64(w.v[0], w.v[1]);
+        double accept = weft_uniform64(w.v[2], w.v[3]) + 0x1p-54;
+        if (2 * weft_log64(accept) <= (m - x) * (m + x)) break;
+    }
+    return x;
 }
 
 #endif
