@@ -166,6 +166,9 @@ weft_status weft_set_threads(int n);
 const char *weft_cpu_path(void);                // "avx512", "avx2" or "plain": the kernels in use
 const char *weft_blas_name(void);
 
+// --- random numbers: Philox4x32-10's four words for a key and a counter, lowest words first
+void weft_philox_words(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
+
 // --- the operator table, for tools and tests
 int weft_n_ops(void);
 const char *weft_op_field(int op, const char *field);  // name kind inputs outputs attrs dtypes family doc
