@@ -1,1 +1,67 @@
 // weft_io.h: the part of weft.h about files, pictures and text. Included by weft.h.
+
+// --- files and text
+weft_status weft_file_write(const char *path, const void *data, int64_t n);  // whole, or not at all
+int64_t weft_utf8_check(const char *text, int64_t n);  // first malformed byte's position, or -1
+
+// --- safetensors. A reader maps the file; tensors share the map (copy on write: the file never
+// changes) and stay valid after weft_safetensors_close. Do not truncate a file that is open here:
+// touching pages that are gone kills the process. Replacing it by rename is safe.
+typedef struct weft_file weft_file;
+weft_file *weft_safetensors_open(const char *path);
+void weft_safetensors_close(weft_file *file);
+int64_t weft_safetensors_count(const weft_file *file);
+int64_t weft_safetensors_find(const weft_file *file, const char *name);       // -1 when absent
+const char *weft_safetensors_name(const weft_file *file, int64_t i);
+const char *weft_safetensors_dtype_name(const weft_file *file, int64_t i);    // as the file spells it
+int weft_safetensors_dtype(const weft_file *file, int64_t i);                 // -1: cannot be loaded
+int weft_safetensors_ndim(const weft_file *file, int64_t i);
+const int64_t *weft_safetensors_shape(const weft_file *file, int64_t i);
+int64_t weft_safetensors_nbytes(const weft_file *file, int64_t i);
+int64_t weft_safetensors_n_meta(const weft_file *file);
+const char *weft_safetensors_meta_key(const weft_file *file, int64_t i);
+const char *weft_safetensors_meta_value(const weft_file *file, int64_t i);
+weft_tensor *weft_safetensors_tensor(weft_file *file, int64_t i);
+weft_status weft_safetensors_write(const char *path, int64_t n, const char *const *names,
+                                   weft_tensor *const *tensors, int64_t n_meta,
+                                   const char *const *keys, const char *const *values);
+
+// --- JSON, flattened: a value, then what it holds. An array is followed by `size` values, an
+// object by `size` pairs of a string and a value; a string has `size` bytes at text.
+typedef enum weft_json_kind {
+    WEFT_JSON_NULL = 0, WEFT_JSON_FALSE = 1, WEFT_JSON_TRUE = 2, WEFT_JSON_NUMBER = 3,
+    WEFT_JSON_STRING = 4, WEFT_JSON_ARRAY = 5, WEFT_JSON_OBJECT = 6
+} weft_json_kind;
+typedef struct weft_json_item {
+    int32_t kind, reserved;
+    double number;
+    const char *text;
+    int64_t size;
+} weft_json_item;
+typedef struct weft_json weft_json;
+weft_json *weft_json_parse(const char *text, int64_t n);
+weft_json *weft_json_read(const char *path);
+const weft_json_item *weft_json_items(const weft_json *json);
+int64_t weft_json_count(const weft_json *json);
+void weft_json_free(weft_json *json);
+
+// --- pictures: uint8 tensors [height, width, 3]
+typedef struct weft_image_options {
+    bool ignore_orientation;          // leave the picture as it is stored, whatever EXIF says
+    bool drop_alpha;                  // take the colours behind alpha as they are
+    uint8_t background[3];            // what alpha lets through
+    int64_t max_pixels;               // refused above this; 0: about 179 million
+} weft_image_options;
+typedef enum weft_filter { WEFT_BICUBIC = 0, WEFT_BILINEAR = 1 } weft_filter;
+weft_tensor *weft_image_decode(const void *data, int64_t n, const weft_image_options *options);
+weft_tensor *weft_image_load(const char *path, const weft_image_options *options);  // NULL: white
+weft_tensor *weft_image_resize(const weft_tensor *image, int64_t h, int64_t w, int filter);
+weft_tensor *weft_image_resize_shortest(const weft_tensor *image, int64_t edge, int filter);
+weft_tensor *weft_image_crop(const weft_tensor *image, int64_t y, int64_t x, int64_t h, int64_t w);
+weft_tensor *weft_image_center_crop(const weft_tensor *image, int64_t h, int64_t w);
+weft_tensor *weft_image_normalize(const weft_tensor *image, const double *mean, const double *std,
+                                  bool flip);  // float32 [3, height, width]
+weft_status weft_image_paste(weft_tensor *canvas, const weft_tensor *image, int64_t y, int64_t x);
+weft_status weft_image_text(weft_tensor *canvas, int64_t y, int64_t x, const char *text, int64_t n,
+                            int scale, const uint8_t *color);
+weft_status weft_image_write_png(const char *path, const weft_tensor *image);
