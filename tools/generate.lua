@@ -161,7 +161,7 @@ local L = { [[
 local ffi = require "ffi"
 local C = require("weft.core").lib
 local A = require "weft.args"
-local wrap, fail, tensor, list, outs = A.wrap, A.fail, A.tensor, A.list, A.outs
+local wrap, fail, relieve, tensor, outs = A.wrap, A.fail, A.relieve, A.tensor, A.outs
 local Tensor, istype = A.Tensor, ffi.istype
 local M, signatures, docs = {}, {}, {}
 ]] }
@@ -231,13 +231,13 @@ for _, op in ipairs(ops) do
     end
     local b = { ("function M.%s(%s)\n"):format(op.name, table.concat(params, ", ")), table.concat(pre) }
     if op.visible == 1 then
-      b[#b + 1] = ("  local y = C.weft_%s(%s)\n  if y == nil then fail(%s) end\n"):format(op.name, table.concat(call, ", "), q)
+      b[#b + 1] = ("  local y = C.weft_%s(%s)\n  if y == nil then\n    relieve()\n    y = C.weft_%s(%s)\n    if y == nil then fail() end\n  end\n"):format(op.name, table.concat(call, ", "), op.name, table.concat(call, ", "))
       b[#b + 1] = "  return (wrap(y))\nend\n"
     elseif op.visible == 0 then
-      b[#b + 1] = ("  if C.weft_%s(%s) ~= 0 then fail(%s) end\nend\n"):format(op.name, table.concat(call, ", "), q)
+      b[#b + 1] = ("  if C.weft_%s(%s) ~= 0 then fail() end\nend\n"):format(op.name, table.concat(call, ", "))
     else
       call[#call + 1] = "outs"
-      b[#b + 1] = ("  if C.weft_%s(%s) ~= 0 then fail(%s) end\n"):format(op.name, table.concat(call, ", "), q)
+      b[#b + 1] = ("  if C.weft_%s(%s) ~= 0 then\n    relieve()\n    if C.weft_%s(%s) ~= 0 then fail() end\n  end\n"):format(op.name, table.concat(call, ", "), op.name, table.concat(call, ", "))
       local r = {}
       for k = 1, op.visible do b[#b + 1] = ("  local r%d = outs[%d]\n"):format(k, k - 1); r[k] = ("wrap(r%d)"):format(k) end
       b[#b + 1] = "  return " .. table.concat(r, ", ") .. "\nend\n"

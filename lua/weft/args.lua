@@ -1,0 +1,252 @@
+-- args.lua: the tensor handle, and the checks that every wrapper shares. Errors land on the first
+-- line outside weft: the user's.
+local ffi = require "ffi"
+local core = require "weft.core"
+local C, state = core.lib, core.state
+
+local A = {}
+
+ffi.cdef [[
+typedef struct weft_ref { weft_tensor *p; uint64_t gen; } weft_ref;
+]]
+
+local here = debug.getinfo(1, "S").source:match "^(.*)args%.lua$"
+local istype, gc = ffi.istype, ffi.gc
+local Tensor = ffi.typeof "weft_ref"
+A.Tensor = Tensor
+A.outs = ffi.new "weft_tensor *[8]"
+
+-- Level of the nearest function outside weft's own files, as error() in our caller counts it.
+local function user_level()
+  local level = 3
+  while true do
+    local info = debug.getinfo(level, "S")
+    if not info then return 2 end
+    if info.what ~= "C" and info.source:sub(1, #here) ~= here then
+      return level - 1
+    end
+    level = level + 1
+  end
+end
+
+---Raises message at the user's line. `raise` has no level to get wrong.
+---@param message string
+function A.raise(message, ...)
+  if select("#", ...) > 0 then message = message:format(...) end
+  error(message, user_level())
+end
+local raise = A.raise
+
+local function release(t)
+  if t.p ~= nil and t.gen == t.p.gen then C.weft_free(t.p) end
+end
+A.release = release
+
+-- Memory that Lua's collector can't see: once the core's live bytes have doubled since the last
+-- collection (and are worth it), collect.
+local FLOOR = 256 * 2 ^ 20
+local threshold = FLOOR
+local function collect()
+  collectgarbage()
+  local live = tonumber(state.cpu.live)
+  threshold = math.max(FLOOR, 2 * live)
+end
+A.collect = collect
+
+---A Lua tensor for a handle that C returned. Outside scopes it gets a finalizer.
+function A.wrap(p)
+  local t = Tensor(p, p.gen)
+  if state.scope_depth == 0 then gc(t, release) end
+  if state.cpu.live > threshold then collect() end
+  return t
+end
+local wrap = A.wrap
+
+function A.owned(t)
+  return gc(t, release)
+end
+
+---Raises the core's last error.
+function A.fail()
+  error(ffi.string(C.weft_error()), user_level())
+end
+
+---After a failed call: when memory ran out, makes room and returns so that the call can be tried
+---once more; otherwise raises.
+function A.relieve()
+  local message = ffi.string(C.weft_error())
+  if message:find("out of memory", 1, true) then
+    collectgarbage()
+    collectgarbage()
+    C.weft_empty_cache(C.WEFT_CPU)
+    return
+  end
+  error(message, user_level())
+end
+
+---Raises unless status is 0.
+function A.check(status)
+  if status ~= 0 then A.fail() end
+end
+
+local function typename(v)
+  if istype(Tensor, v) then return "a tensor" end
+  if v == nil then return "nothing" end
+  if type(v) == "string" then return ("the string %q"):format(v) end
+  return "a " .. type(v) .. (type(v) == "number" and " (" .. tostring(v) .. ")" or "")
+end
+A.typename = typename
+
+function A.is_tensor(v) return istype(Tensor, v) end
+
+---The handle behind a tensor, or an error that says what came instead.
+function A.tensor(v, op, name)
+  if istype(Tensor, v) then
+    if v.p ~= nil and v.gen == v.p.gen then return v.p end
+    raise("%s: %s was freed, or its scope has ended; return it from the scope or keep() it there", op, name)
+  end
+  raise("%s: %s: a tensor is expected, got %s", op, name, typename(v))
+end
+
+function A.tensors(list, op, name)
+  if type(list) ~= "table" then raise("%s: %s: a table of tensors is expected, got %s", op, name, typename(list)) end
+  local n = #list
+  local p = ffi.new("const weft_tensor *[?]", math.max(n, 1))
+  for i = 1, n do p[i - 1] = A.tensor(list[i], op, ("%s[%d]"):format(name, i)) end
+  return p, n
+end
+
+function A.number(v, op, name)
+  if type(v) ~= "number" then raise("%s: %s: a number is expected, got %s", op, name, typename(v)) end
+end
+function A.integer(v, op, name)
+  raise("%s: %s: a whole number is expected, got %s", op, name, typename(v))
+end
+function A.position(v, op, name)
+  if v == 0 then raise("%s: %s: positions count from 1 (or from the end, -1), got 0", op, name) end
+  raise("%s: %s: a position is expected, got %s", op, name, typename(v))
+end
+
+local buffer = ffi.new "int64_t[16]"
+local function fill(list, op, name, shift)
+  local n = #list
+  if n > 16 then raise("%s: %s: at most 16 entries, got %d", op, name, n) end
+  for i = 1, n do
+    local v = list[i]
+    if type(v) ~= "number" or v % 1 ~= 0 then raise("%s: %s[%d]: a whole number is expected, got %s", op, name, i, typename(v)) end
+    if shift then
+      if v == 0 then raise("%s: %s: dims count from 1 (or from the end, -1), got 0", op, name) end
+      buffer[i - 1] = v > 0 and v - 1 or v
+    else
+      buffer[i - 1] = v
+    end
+  end
+  return buffer, n
+end
+
+function A.shape(v, op, name)
+  if type(v) ~= "table" then raise("%s: %s: a table of sizes is expected, got %s", op, name, typename(v)) end
+  return fill(v, op, name, false)
+end
+A.ints = A.shape
+
+function A.dims(v, op, name)
+  if v == nil then return buffer, 0 end
+  if type(v) == "number" then v = { v } end
+  if type(v) ~= "table" then raise("%s: %s: a dim or a table of dims is expected, got %s", op, name, typename(v)) end
+  return fill(v, op, name, true)
+end
+
+-- Edit distance, for did-you-mean.
+local function distance(a, b)
+  local row = {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local diagonal = row[0]
+    row[0] = i
+    for j = 1, #b do
+      local keep = row[j]
+      local cost = a:byte(i) == b:byte(j) and 0 or 1
+      row[j] = math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
+      diagonal = keep
+    end
+  end
+  return row[#b]
+end
+
+---The known names nearest to name, nearest first, as text: "dropout", "rank".
+---@param name string
+---@param known string[]
+---@return string[]
+function A.nearest(name, known, count)
+  local scored = {}
+  for _, k in ipairs(known) do
+    local d = distance(name:lower(), k:lower())
+    if k:find(name, 1, true) or name:find(k, 1, true) then d = math.min(d, 2) end
+    if d <= math.max(2, #name * 0.5) then scored[#scored + 1] = { d, k } end
+  end
+  table.sort(scored, function(x, y) return x[1] < y[1] or x[1] == y[1] and x[2] < y[2] end)
+  local out = {}
+  for i = 1, math.min(count or 3, #scored) do out[i] = scored[i][2] end
+  return out
+end
+
+---" (did you mean a or b?)", or the known names where none is near.
+function A.suggest(name, known)
+  local near = A.nearest(tostring(name), known)
+  if #near > 0 then return ("; did you mean %s?"):format(table.concat(near, " or ")) end
+  table.sort(known)
+  return "; known: " .. table.concat(known, ", ")
+end
+
+---Refuses keys of options that defaults doesn't have; fills the missing ones.
+---@param options table?
+---@param defaults table   name -> default; use A.required for what has none, A.none for nil
+---@param where string
+function A.options(options, defaults, where)
+  local out = {}
+  if options ~= nil and type(options) ~= "table" then raise("%s: a table of options is expected, got %s", where, typename(options)) end
+  for k in pairs(options or {}) do
+    if defaults[k] == nil then
+      local known = {}
+      for name in pairs(defaults) do known[#known + 1] = tostring(name) end
+      raise("%s: unknown option %s%s", where, tostring(k), A.suggest(k, known))
+    end
+  end
+  for k, default in pairs(defaults) do
+    local v = options and options[k]
+    if v == nil then v = default end
+    if v == A.required then raise("%s: %s is missing", where, k) end
+    if v == A.none then v = nil end
+    out[k] = v
+  end
+  return out
+end
+A.required, A.none = {}, {}
+
+function A.dtype(v, op)
+  local n = type(v) == "string" and C.weft_dtype_of(v) or -1
+  if n < 0 then
+    raise("%s: unknown dtype %s%s", op, tostring(v), A.suggest(tostring(v),
+      { "float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool" }))
+  end
+  return n
+end
+
+function A.device(v, op)
+  local n = type(v) == "string" and C.weft_device_of(v) or -1
+  if n < 0 then raise("%s: unknown device %s; cpu, meta or cuda:0 are expected", op, tostring(v)) end
+  return n
+end
+
+function A.choice(v, map, op, name)
+  local known = {}
+  for k in pairs(map) do known[#known + 1] = k end
+  raise("%s: %s: unknown choice %s%s", op, name, tostring(v), A.suggest(tostring(v), known))
+end
+
+function A.rng(v, op)
+  return require("weft.random").take(v, op)
+end
+
+return A

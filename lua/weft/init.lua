@@ -1,0 +1,64 @@
+-- weft: one namespace for everything. Parts load when first used.
+local core = require "weft.core"
+local A = require "weft.args"
+local tensors = require "weft.tensor"
+local autograd = require "weft.autograd"
+local random = require "weft.random"
+
+local M = { version = core.version, Tensor = A.Tensor }
+
+for name, fn in pairs(tensors.functions) do M[name] = fn end
+for name, fn in pairs(tensors.create) do M[name] = fn end
+M.is_tensor = A.is_tensor
+M.scope = require("weft.scope").scope
+M.no_grad, M.enable_grad, M.grad_enabled = autograd.no_grad, autograd.enable_grad, autograd.grad_enabled
+M.backward, M.custom, M.checkpoint = autograd.backward, autograd.custom, autograd.checkpoint
+M.manual_seed = random.manual_seed
+M.random = random
+
+---Live, cached and peak bytes, and system allocations, of a device.
+function M.memory(device)
+  local m = core.lib.weft_memory_of(A.device(device or "cpu", "memory"))
+  if m == nil then A.fail() end
+  return {
+    live = tonumber(m.live), peak = tonumber(m.peak), cached = tonumber(m.cached),
+    system_calls = tonumber(m.system_calls),
+  }
+end
+function M.empty_cache(device) core.lib.weft_empty_cache(A.device(device or "cpu", "empty_cache")) end
+function M.reset_peak(device) core.lib.weft_reset_peak(A.device(device or "cpu", "reset_peak")) end
+---Number of CPU threads; with n, sets it.
+function M.threads(n)
+  if n then A.check(core.lib.weft_set_threads(n)) end
+  return core.lib.weft_threads()
+end
+
+local parts = {
+  nn = "weft.nn", optim = "weft.optim", peft = "weft.peft", models = "weft.models", losses = "weft.losses",
+  data = "weft.data", train = "weft.train", eval = "weft.eval", io = "weft.io", tokenizer = "weft.io.tokenizer",
+  config = "weft.config", help = "weft.help", cuda = "weft.cuda",
+}
+local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train",
+  show = "weft.show", trace = "weft.trace" }
+
+return setmetatable(M, {
+  __index = function(t, key)
+    local part = parts[key]
+    if part then
+      local module = require(part)
+      rawset(t, key, module)
+      return module
+    end
+    local from = functions[key]
+    if from then
+      local fn = require(from)[key]
+      rawset(t, key, fn)
+      return fn
+    end
+    local known = {}
+    for name in pairs(t) do known[#known + 1] = name end
+    for name in pairs(parts) do known[#known + 1] = name end
+    local near = A.nearest(tostring(key), known)
+    A.raise("weft has no %s%s", tostring(key), #near > 0 and "; did you mean " .. table.concat(near, " or ") .. "?" or "")
+  end,
+})
