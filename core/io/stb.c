@@ -14,6 +14,7 @@ static void *limited_realloc(void *p, size_t n) {
     return n > allocation_limit ? NULL : realloc(p, n);
 }
 
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
