@@ -1,0 +1,108 @@
+// norm.c: shapes and gradients of layer_norm, rms_norm and normalize.
+#include "../core.h"
+
+// x has a last dim, and the `count` inputs from `first` on are [last] where given.
+static weft_status check_rows(const weft_shape_call *call, const weft_view *x, int first, int count) {
+    if (x->ndim == 0) return weft_fail(WEFT_EINVAL, "x needs at least one dim");
+    int64_t d = x->shape[x->ndim - 1];
+    for (int i = first; i < first + count; i++) {
+        const weft_view *w = call->in[i];
+        if (w && (w->ndim != 1 || w->shape[0] != d))
+            return weft_fail(WEFT_EINVAL, "%s must be [%lld], the size of the last dim",
+                             weft_ops[call->op].in_name[i], (long long)d);
+    }
+    return WEFT_OK;
+}
+
+weft_status shape_layer_norm(weft_shape_call *call) {
+    const weft_view *x = call->in[0];
+    TRY(check_rows(call, x, 1, 2));
+    TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    TRY(weft_set_shape(&call->out[1], x->shape, x->ndim - 1));
+    return weft_set_shape(&call->out[2], x->shape, x->ndim - 1);
+}
+
+weft_status shape_rms_norm(weft_shape_call *call) {
+    const weft_view *x = call->in[0];
+    TRY(check_rows(call, x, 1, 1));
+    TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    return weft_set_shape(&call->out[1], x->shape, x->ndim - 1);
+}
+
+// dy and x of one shape, statistics one a row, and the outputs that `needs` asks for.
+static weft_status backward_shapes(weft_shape_call *call, int statistics, int n_out, int64_t needs) {
+    const weft_view *dy = call->in[0], *x = call->in[1];
+    TRY(check_rows(call, x, 2, 1));
+    bool same = dy->ndim == x->ndim;
+    for (int d = 0; same && d < x->ndim; d++) same = dy->shape[d] == x->shape[d];
+    if (!same) return weft_fail(WEFT_EINVAL, "dy and x must have one shape");
+    for (int i = 3; i < 3 + statistics; i++)
+        if (call->in[i]->numel != weft_span(x, 0, x->ndim - 1))
+            return weft_fail(WEFT_EINVAL, "%s must have one element for each row of x",
+                             weft_ops[call->op].in_name[i]);
+    const int64_t none = 0;
+    if (needs & 1) TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    else TRY(weft_set_shape(&call->out[0], &none, 1));
+    for (int i = 1; i < n_out; i++)
+        TRY(weft_set_shape(&call->out[i], (needs >> i) & 1 ? &x->shape[x->ndim - 1] : &none, 1));
+    return WEFT_OK;
+}
+
+weft_status shape_layer_norm_backward(weft_shape_call *call) {
+    return backward_shapes(call, 2, 3, call->at->AT(layer_norm_backward, needs));
+}
+
+weft_status shape_rms_norm_backward(weft_shape_call *call) {
+    return backward_shapes(call, 1, 2, call->at->AT(rms_norm_backward, needs));
+}
+
+// Hands over the outputs that are wanted; the empty ones die with the scope.
+static void hand_over(weft_grad_call *call, weft_tensor **out, int n) {
+    for (int i = 0; i < n; i++)
+        if (NEEDS(call, i)) call->dx[i] = out[i];
+}
+
+weft_status grad_layer_norm(weft_grad_call *call) {
+    if (!(call->needs & 3)) {  // the bias alone: x was not kept
+        if (NEEDS(call, 2)) HAVE(call->dx[2] = weft_sum_to(call->dy[0], &call->in_view[2]));
+        return WEFT_OK;
+    }
+    weft_tensor *out[3];
+    TRY(weft_layer_norm_backward(call->dy[0], call->in[0], call->in[1], call->out[1], call->out[2],
+                                 call->at->AT(layer_norm, eps), (int64_t)call->needs, out));
+    hand_over(call, out, 3);
+    return WEFT_OK;
+}
+
+weft_status grad_rms_norm(weft_grad_call *call) {
+    weft_tensor *out[2];
+    TRY(weft_rms_norm_backward(call->dy[0], call->in[0], call->in[1], call->out[1], (int64_t)call->needs, out));
+    hand_over(call, out, 2);
+    return WEFT_OK;
+}
+
+weft_status shape_normalize(weft_shape_call *call) {
+    const weft_view *x = call->in[0];
+    int64_t dim = call->at->AT(normalize, dim), shape[WEFT_MAX_DIMS] = { 0 };
+    TRY(weft_fix_dim(&dim, x->ndim));
+    for (int d = 0; d < x->ndim; d++) shape[d] = d == dim ? 1 : x->shape[d];
+    TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    return weft_set_shape(&call->out[1], shape, x->ndim);
+}
+
+weft_status shape_normalize_backward(weft_shape_call *call) {
+    const weft_view *dy = call->in[0], *y = call->in[1], *norm = call->in[2];
+    int64_t dim = call->at->AT(normalize_backward, dim);
+    TRY(weft_fix_dim(&dim, dy->ndim));
+    bool fits = y->ndim == dy->ndim && norm->ndim == dy->ndim;
+    for (int d = 0; fits && d < dy->ndim; d++)
+        fits = y->shape[d] == dy->shape[d] && norm->shape[d] == (d == dim ? 1 : dy->shape[d]);
+    if (!fits) return weft_fail(WEFT_EINVAL, "dy and y must have one shape, norm that shape with 1 along dim");
+    return weft_set_shape(&call->out[0], dy->shape, dy->ndim);
+}
+
+weft_status grad_normalize(weft_grad_call *call) {
+    HAVE(call->dx[0] = weft_normalize_backward(call->dy[0], call->out[0], call->out[1],
+                                               call->at->AT(normalize, dim), call->at->AT(normalize, eps)));
+    return WEFT_OK;
+}
