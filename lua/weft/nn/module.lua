@@ -1,0 +1,363 @@
+-- module.lua: Module, the base of everything with parameters. A module's parameters are named by the
+-- path of fields that leads to them, exactly as in the checkpoint of the same model.
+local A = require "weft.args"
+local random = require "weft.random"
+
+local Module = {}
+Module.__index = Module
+Module.type = "Module"
+
+local function is_module(v)
+  return type(v) == "table" and getmetatable(v) ~= nil and rawget(v, "_parameters") ~= nil
+end
+
+-- Fields of a module: parameters, buffers and children go to their own lists, the rest is plain.
+local function newindex(self, key, value)
+  local parameters, buffers, children = self._parameters, self._buffers, self._children
+  if A.is_tensor(value) then
+    if parameters[key] == nil and buffers[key] == nil then self._order[#self._order + 1] = key end
+    A.tensor(value, self.type, tostring(key))
+    value = value:keep()
+    if buffers[key] ~= nil then buffers[key] = value else parameters[key] = value end
+  elseif is_module(value) then
+    if children[key] == nil then self._order[#self._order + 1] = key end
+    children[key] = value
+  elseif value == nil and (parameters[key] ~= nil or buffers[key] ~= nil or children[key] ~= nil) then
+    parameters[key], buffers[key], children[key] = nil, nil, nil
+    for i, k in ipairs(self._order) do
+      if k == key then table.remove(self._order, i) break end
+    end
+  else
+    rawset(self, key, value)
+  end
+end
+
+local function make_class(name, base)
+  local class = setmetatable({ type = name, base = base }, {
+    __index = base,
+    __call = function(class, ...) return (class.new(...)) end,
+  })
+  class.__index = function(self, key)
+    local v = rawget(self, "_parameters")[key]
+    if v ~= nil then return v end
+    v = rawget(self, "_children")[key]
+    if v ~= nil then return v end
+    v = rawget(self, "_buffers")[key]
+    if v ~= nil then return v end
+    return class[key]
+  end
+  class.__newindex = newindex
+  class.__call = function(self, ...) return self:call(...) end
+  class.__tostring = function(self) return (self:tree()) end
+  function class.new(...)
+    local self = setmetatable({
+      _parameters = {}, _buffers = {}, _children = {}, _order = {}, _hooks = {}, _inits = {}, _given = {}, training = true,
+    }, class)
+    if class.init then class.init(self, ...) end
+    return self
+  end
+  return class
+end
+
+local ModuleClass = make_class("Module", Module)
+
+-- --- calling
+---Runs forward; hooks see the result (weft.trace uses them).
+function Module:call(...)
+  local hooks = self._hooks
+  if #hooks == 0 then return self:forward(...) end
+  local function after(...)
+    for _, hook in ipairs(hooks) do hook(self, ...) end
+    return ...
+  end
+  return after(self:forward(...))
+end
+
+---Calls fn(module, outputs...) after each forward. Returns a function that takes it off.
+function Module:register_forward_hook(fn)
+  table.insert(self._hooks, fn)
+  return function()
+    for i, h in ipairs(self._hooks) do
+      if h == fn then table.remove(self._hooks, i) return end
+    end
+  end
+end
+
+function Module:forward() A.raise("%s has no forward", self.type) end
+
+-- --- what it holds
+---A tensor that is state but no parameter (a queue, a running mean).
+function Module:register_buffer(name, tensor)
+  if self._buffers[name] == nil then self._order[#self._order + 1] = name end
+  self._buffers[name] = tensor:keep()
+  return tensor
+end
+
+---A new parameter that wants a gradient. init(tensor, rng) fills it, now and again in initialize().
+---@param name string
+---@param shape integer[]
+---@param init function  one of nn.init
+function Module:parameter(name, shape, init)
+  local t = require("weft.tensor").create.empty(shape)
+  init(t)
+  self[name] = t:requires_grad_()
+  rawget(self, "_inits")[name] = init
+  return self[name]
+end
+
+---Draws every parameter that no file gave anew, keyed by seed and name alone: what else the model
+---holds, and in which order it was made, changes nothing.
+---@param seed integer
+function Module:initialize(seed)
+  local key = require("weft.random").hash
+  require("weft.autograd").no_grad(function()
+    for name, t, module, field in self:named_parameters() do
+      local init = module._inits[field]
+      if init and not module._given[field] then init(t, { key = key("init/" .. name, seed), counter = 0ULL }) end
+    end
+  end)
+  return self
+end
+
+---Iterates over (path, module), this one first with the path "".
+function Module:named_modules()
+  local list, seen = {}, {}
+  local function walk(module, path)
+    if seen[module] then return end
+    seen[module] = true
+    list[#list + 1] = { path, module }
+    for _, key in ipairs(module._order) do
+      local child = module._children[key]
+      if child then walk(child, path == "" and tostring(key) or path .. "." .. key) end
+    end
+  end
+  walk(self, "")
+  local i = 0
+  return function()
+    i = i + 1
+    if list[i] then return list[i][1], list[i][2] end
+  end
+end
+
+local function named(self, kind, every)
+  local list, seen = {}, {}
+  for path, module in self:named_modules() do
+    for _, key in ipairs(module._order) do
+      local t = module[kind][key]
+      if t and (every or not seen[tostring(t.p)]) then
+        seen[tostring(t.p)] = true
+        list[#list + 1] = { path == "" and tostring(key) or path .. "." .. key, t, module, key }
+      end
+    end
+  end
+  local i = 0
+  return function()
+    i = i + 1
+    if list[i] then return unpack(list[i], 1, 4) end
+  end
+end
+
+---Iterates over (name, tensor, module, key) of all parameters, each tensor once (tied ones by their first name).
+function Module:named_parameters() return named(self, "_parameters") end
+function Module:named_buffers() return named(self, "_buffers") end
+
+---All parameters, in order.
+function Module:parameters()
+  local list = {}
+  for _, t in self:named_parameters() do list[#list + 1] = t end
+  return list
+end
+
+---Module at a path such as "encoder.layer.3", or nil.
+function Module:get(path)
+  local at = self
+  for key in path:gmatch "[^.]+" do
+    if not is_module(at) then return nil end
+    at = at._children[key] or at._children[tonumber(key)]
+    if at == nil then return nil end
+  end
+  return at
+end
+
+---Replaces the module at a path.
+function Module:set(path, module)
+  local parent, key = path:match "^(.*)%.([^.]+)$"
+  parent, key = parent and self:get(parent) or self, key or path
+  if not parent then A.raise("%s: there is no module %s", self.type, path) end
+  if parent._children[tonumber(key)] ~= nil then key = tonumber(key) end
+  parent[key] = module
+end
+
+---Number of elements of the parameters; with trainable = true only of those that train.
+function Module:count(trainable)
+  local n = 0
+  for _, t in self:named_parameters() do
+    if not trainable or t.requires_grad then n = n + t:numel() end
+  end
+  return n
+end
+
+-- --- switches
+local function each(self, fn)
+  for path, module in self:named_modules() do fn(module, path) end
+  return self
+end
+
+---Training behaviour (dropout draws) on or off, for all modules inside.
+function Module:train(on)
+  return each(self, function(m) rawset(m, "training", on ~= false) end)
+end
+function Module:eval() return self:train(false) end
+
+---Calls fn(module, path) on every module inside.
+function Module:apply(fn) return each(self, fn) end
+
+---Parameters stop (freeze) or start (unfreeze) wanting gradients.
+function Module:freeze()
+  for _, t in self:named_parameters() do t:requires_grad_(false) end
+  return self
+end
+function Module:unfreeze()
+  for _, t in self:named_parameters() do t:requires_grad_(true) end
+  return self
+end
+
+function Module:zero_grad()
+  for _, t in self:named_parameters() do
+    if t.requires_grad then t:zero_grad() end
+  end
+  return self
+end
+
+---Converts or moves every parameter and buffer: model:to "float64".
+function Module:to(target)
+  local moved = {}
+  each(self, function(m)
+    for _, kind in ipairs { "_parameters", "_buffers" } do
+      for key, t in pairs(m[kind]) do
+        if t.dtype:find "float" or (type(target) == "table" and target.device) then
+          local id = tostring(t.p)
+          local y = moved[id]
+          if not y then
+            y = t:detach():to(target):keep()
+            if t.requires_grad then y:requires_grad_() end
+            moved[id] = y
+          end
+          m[kind][key] = y
+        end
+      end
+    end
+  end)
+  return self
+end
+
+-- --- random draws
+---The rng of a purpose of this module, keyed by its path: nobody else's draws shift it.
+function Module:rng(use)
+  return random.named((self._path or self.type) .. "/" .. use)
+end
+
+---Tells every module its path, which names its random draws. The trainer calls it on the model.
+function Module:assign_paths()
+  return each(self, function(m, path) rawset(m, "_path", path) end)
+end
+
+-- --- state
+---All parameters and buffers by name (tied parameters once).
+---@return table<string, weft.Tensor>
+function Module:state_dict()
+  local out = {}
+  for name, t in self:named_parameters() do out[name] = t end
+  for name, t in self:named_buffers() do out[name] = t end
+  return out
+end
+
+---Copies tensors by name. Strict by default: a missing, extra or misshapen tensor is one error that
+---names it, and nothing is changed.
+---@param state table<string, weft.Tensor>
+---@param options? table strict
+function Module:load_state_dict(state, options)
+  local o = A.options(options, { strict = true }, "load_state_dict")
+  local mine, names, problems = self:state_dict(), {}, {}
+  for name in pairs(mine) do names[#names + 1] = name end
+  table.sort(names)
+  local sorted = {}
+  for name in pairs(state) do sorted[#sorted + 1] = name end
+  table.sort(sorted)
+  for _, name in ipairs(sorted) do
+    local t = mine[name]
+    if not t then
+      if o.strict then problems[#problems + 1] = ("extra %s%s"):format(name, A.suggest(name, names):gsub("; known.*", "")) end
+    else
+      local a, b = table.concat(t.shape, ","), table.concat(state[name].shape, ",")
+      if a ~= b then problems[#problems + 1] = ("%s is [%s], expected [%s]"):format(name, b, a) end
+    end
+  end
+  for _, name in ipairs(names) do
+    if state[name] == nil and o.strict then problems[#problems + 1] = "missing " .. name end
+  end
+  if #problems > 0 then
+    local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 8))
+    A.raise("load_state_dict: %s: %d tensors do not fit:\n  %s%s", self.type, #problems, shown, #problems > 8 and "\n  ..." or "")
+  end
+  require("weft.autograd").no_grad(function()
+    for name, _, module, key in self:named_parameters() do
+      if state[name] then module._given[key] = true end
+    end
+    for _, name in ipairs(names) do
+      if state[name] then mine[name]:copy_(state[name]) end
+    end
+  end)
+  return self
+end
+
+-- --- printing
+local function commas(n)
+  local s = tostring(n)
+  repeat
+    local k
+    s, k = s:gsub("^(%d+)(%d%d%d)", "%1,%2")
+  until k == 0
+  return s
+end
+
+---The module and what is inside as a tree with shapes, counts and what is frozen.
+function Module:tree()
+  local lines = {}
+  local function walk(module, name, indent)
+    local extra = module.describe and module:describe() or ""
+    local total, trainable = module:count(), module:count(true)
+    local note = total == 0 and "" or trainable == 0 and "  frozen" or trainable < total and ("  %s trainable"):format(commas(trainable)) or ""
+    lines[#lines + 1] = ("%s%s%s%s%s%s"):format(indent, name ~= "" and name .. ": " or "", module.type,
+      extra ~= "" and "(" .. extra .. ")" or "", total > 0 and "  " .. commas(total) or "", note)
+    -- runs of children that print alike are shown once
+    local i, order = 1, {}
+    for _, key in ipairs(module._order) do
+      if module._children[key] then order[#order + 1] = key end
+    end
+    local function shape_of(m)
+      local parts = {}
+      for n, t in m:named_parameters() do parts[#parts + 1] = n .. table.concat(t.shape, ",") .. tostring(t.requires_grad) end
+      return m.type .. table.concat(parts, ";")
+    end
+    while i <= #order do
+      local child, last = module._children[order[i]], i
+      if type(order[i]) == "number" then
+        while last < #order and type(order[last + 1]) == "number" and shape_of(module._children[order[last + 1]]) == shape_of(child) do last = last + 1 end
+      end
+      local label = last > i and ("%s..%s"):format(order[i], order[last]) or tostring(order[i])
+      walk(child, label, indent .. "  ")
+      i = last + 1
+    end
+    for _, key in ipairs(module._order) do
+      local t = module._parameters[key]
+      if t and #order > 0 then
+        lines[#lines + 1] = ("%s  %s [%s]%s"):format(indent, key, table.concat(t.shape, ","), t.requires_grad and "" or "  frozen")
+      end
+    end
+  end
+  walk(self, "", "")
+  return table.concat(lines, "\n")
+end
+
+return { Module = ModuleClass, class = make_class, is_module = is_module, base = Module, commas = commas }
