@@ -157,7 +157,7 @@ int64_t weft_next_released(void);               // id of a custom node or hook t
 weft_memory *weft_memory_of(int device);        // NULL when the device has none
 void weft_empty_cache(int device);
 void weft_reset_peak(int device);
-void weft_fail_allocation(int64_t nth);         // testing: the nth allocation from now fails; 0 = off
+void weft_fail_allocation(int64_t nth);         // testing: the nth allocation from now and all after it fail; 0 = off
 int64_t weft_tape_bytes(void);                  // bytes that tape nodes hold saved now
 
 // --- CPU

@@ -4,11 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t fail_in;  // allocations until one fails; 0: never
+static int64_t fail_in;  // allocations until they fail; 0: never
 
 void weft_fail_allocation(int64_t nth) { fail_in = nth; }
 
-static bool must_fail(void) { return fail_in > 0 && --fail_in == 0; }
+static bool must_fail(void) {
+    if (fail_in > 1) fail_in--;
+    else if (fail_in == 1) return true;
+    return false;
+}
 
 void *weft_system_alloc(int64_t nbytes, weft_memory *m) {
     if (nbytes < 0) return NULL;

@@ -71,14 +71,19 @@ function A.fail()
   error(ffi.string(C.weft_error()), user_level())
 end
 
+---Frees what nobody holds any more: twice, since a finalizer runs after the collection that found it.
+function A.make_room()
+  collectgarbage()
+  collectgarbage()
+  C.weft_empty_cache(C.WEFT_CPU)
+end
+
 ---After a failed call: when memory ran out, makes room and returns so that the call can be tried
 ---once more; otherwise raises.
 function A.relieve()
   local message = ffi.string(C.weft_error())
   if message:find("out of memory", 1, true) then
-    collectgarbage()
-    collectgarbage()
-    C.weft_empty_cache(C.WEFT_CPU)
+    A.make_room()
     return
   end
   error(message, user_level())
