@@ -1,0 +1,236 @@
+// layout.c: kernels that move elements without looking at them: copies of strided views, and what
+// is built from such copies (cat, flip, pad, the gradients of narrow and unfold).
+#include "each.h"
+#include "half.h"
+
+static void move_span(const void *context, int64_t n, void *const *p) {
+    memcpy(p[0], p[1], (size_t)(n * *(const int *)context));
+}
+
+// --- transposed copies: out steps by 1 in the last dim, in by 1 in dim `across`. Tiles of TILE
+// rows of out keep the lines of in that they share in the cache.
+#define TILE 16
+#define TILE_WIDTH 64
+typedef struct transposed { each e; int across; int64_t bands, per_piece, total; } transposed;
+
+#define MOVE_TILE(T) \
+    static void move_tile_##T(T *out, const T *in, int64_t rows, int64_t n, int64_t out_step, \
+                              int64_t in_step) { \
+        for (int64_t c = 0; c < n; c += TILE_WIDTH) { \
+            int64_t width = n - c < TILE_WIDTH ? n - c : TILE_WIDTH; \
+            for (int64_t r = 0; r < rows; r++) \
+                for (int64_t i = c; i < c + width; i++) \
+                    out[r * out_step + i] = in[r + i * in_step]; \
+        } \
+    }
+MOVE_TILE(each_uint8_t)
+MOVE_TILE(each_uint16_t)
+MOVE_TILE(each_uint32_t)
+MOVE_TILE(each_uint64_t)
+
+// Band b: TILE rows along `across` at one place in the other outer dims.
+static void move_band(const transposed *t, int64_t b) {
+    const each *e = &t->e;
+    int inner = e->ndim - 1;
+    int64_t size = e->size[0], first = b % t->bands * TILE, rows = e->shape[t->across] - first;
+    int64_t rest = b / t->bands;
+    if (rows > TILE) rows = TILE;
+    char *out = e->data[0] + first * e->stride[0][t->across] * size;
+    const char *in = e->data[1] + first * size;
+    for (int d = inner - 1; d >= 0; d--) {
+        if (d == t->across) continue;
+        out += rest % e->shape[d] * e->stride[0][d] * size;
+        in += rest % e->shape[d] * e->stride[1][d] * size;
+        rest /= e->shape[d];
+    }
+    int64_t n = e->shape[inner], to = e->stride[0][t->across], from = e->stride[1][inner];
+    switch (size) {
+    case 1: move_tile_each_uint8_t((void *)out, (const void *)in, rows, n, to, from); break;
+    case 2: move_tile_each_uint16_t((void *)out, (const void *)in, rows, n, to, from); break;
+    case 4: move_tile_each_uint32_t((void *)out, (const void *)in, rows, n, to, from); break;
+    default: move_tile_each_uint64_t((void *)out, (const void *)in, rows, n, to, from); break;
+    }
+}
+
+static void move_bands(void *context, int64_t piece) {
+    const transposed *t = context;
+    int64_t end = weft_piece_end(t->total, t->per_piece, piece);
+    for (int64_t b = piece * t->per_piece; b < end; b++) move_band(t, b);
+}
+
+static void move_strided(void *context, int64_t piece) {
+    const each *e = context;
+    int64_t begin = piece * e->grain, end = weft_piece_end(e->numel, e->grain, piece);
+    if (e->flat[0]) each_move(e, 1, begin, end - begin, e->data[0] + begin * e->size[0], true);
+    else each_blocks(e, begin, end);
+}
+
+// Copies `in` to `out`, of one shape and element size.
+static void copy_view(const weft_view *out, const weft_view *in) {
+    const weft_view *views[2] = { out, in };
+    transposed t = { .across = -1 };
+    each *e = &t.e;
+    int size = each_dtype_size(out->dtype);
+    if (out->numel == 0) return;
+    each_prepare(e, views, 2);
+    e->fn = move_span;
+    e->context = &size;
+    e->grain = EACH_CHEAP;
+    int inner = e->ndim - 1;
+    if (e->stride[0][inner] == 1 && e->stride[1][inner] > 1)
+        for (int d = 0; d < inner; d++)
+            if (e->stride[1][d] == 1 && e->shape[d] > 1) t.across = d;
+    if (t.across >= 0) {
+        t.bands = weft_pieces(e->shape[t.across], TILE);
+        t.total = e->numel / e->shape[inner] / e->shape[t.across] * t.bands;
+        t.per_piece = weft_pieces(EACH_CHEAP, TILE * e->shape[inner]);
+        int64_t pieces = weft_pieces(t.total, t.per_piece);
+        if (e->numel <= EACH_CHEAP)
+            for (int64_t i = 0; i < pieces; i++) move_bands(&t, i);
+        else weft_parallel(pieces, move_bands, &t);
+        return;
+    }
+    weft_piece_fn fn = e->long_rows ? each_piece : move_strided;
+    if (e->numel <= e->grain) fn(e, 0);
+    else weft_parallel(weft_pieces(e->numel, e->grain), fn, e);
+}
+
+typedef struct filling { int size; _Alignas(8) char element[8]; } filling;
+
+static void fill_span(const void *context, int64_t n, void *const *p) {
+    const filling *f = context;
+    each_gather_run(p[0], f->element, n, 0, f->size);
+}
+
+static void fill_view(const weft_view *out, const void *element) {
+    filling f = { .size = each_dtype_size(out->dtype) };
+    memcpy(f.element, element, (size_t)f.size);
+    each_run(&out, 1, fill_span, &f, EACH_CHEAP);
+}
+
+CPU_KERNEL(contiguous) {
+    copy_view(call->out[0], call->in[0]);
+    return WEFT_OK;
+}
+
+static weft_view part_of(const weft_view *v, int64_t dim, int64_t start, int64_t length) {
+    weft_view part = *v;
+    part.data = (char *)v->data + start * v->stride[dim] * each_dtype_size(v->dtype);
+    part.numel = v->shape[dim] ? v->numel / v->shape[dim] * length : 0;
+    part.shape[dim] = length;
+    return part;
+}
+
+CPU_KERNEL(flip) {
+    weft_view x = *call->in[0];
+    for (int i = 0; i < call->at->n_list && x.numel; i++) {
+        int64_t d = call->at->list[i] < 0 ? call->at->list[i] + x.ndim : call->at->list[i];
+        x.data = (char *)x.data + (x.shape[d] - 1) * x.stride[d] * each_dtype_size(x.dtype);
+        x.stride[d] = -x.stride[d];
+    }
+    copy_view(call->out[0], &x);
+    return WEFT_OK;
+}
+
+CPU_KERNEL(cat) {
+    const weft_view *y = call->out[0];
+    int64_t dim = call->at->AT(cat, dim), start = 0;
+    if (dim < 0) dim += y->ndim;
+    for (int i = 0; i < call->n_in; i++) {
+        const weft_view *x = call->in[i];
+        weft_view part = part_of(y, dim, start, x->shape[dim]);
+        copy_view(&part, x);
+        start += x->shape[dim];
+    }
+    return WEFT_OK;
+}
+
+// --- borders. The slabs before and after x in each dim are filled; x lies between them.
+static void fill_around(weft_view inside, int64_t dim, int64_t before, int64_t length,
+                        const void *element, weft_view *rest) {
+    weft_view low = part_of(&inside, dim, 0, before);
+    weft_view high = part_of(&inside, dim, before + length, inside.shape[dim] - before - length);
+    fill_view(&low, element);
+    fill_view(&high, element);
+    *rest = part_of(&inside, dim, before, length);
+}
+
+// value as an element of dtype. 16-bit floats and integers go through the rules of cast.
+static void element_of(double value, int dtype, void *element) {
+    bool inside = value >= -0x1p63 && value < 0x1p63;
+    int64_t whole = inside ? (int64_t)value : value > 0 ? INT64_MAX : value < 0 ? INT64_MIN : 0;
+    int32_t i32 = (int32_t)(whole > INT32_MAX ? INT32_MAX : whole < INT32_MIN ? INT32_MIN : whole);
+    uint8_t u8 = (uint8_t)(whole > 255 ? 255 : whole < 0 ? 0 : whole);
+    uint8_t truth = value != 0;
+    float f32 = (float)value, odd = weft_round_to_odd(value);
+    uint16_t b16 = weft_bfloat16_of(odd), f16 = weft_float16_of(odd);
+    const void *from[WEFT_N_DTYPES] = { &f32, &value, &b16, &f16, &i32, &whole, &u8, &truth };
+    memcpy(element, from[dtype], (size_t)each_dtype_size(dtype));
+}
+
+CPU_KERNEL(pad) {
+    const weft_view *x = call->in[0];
+    weft_view inside = *call->out[0];
+    char element[8];
+    element_of(call->at->AT(pad, value), x->dtype, element);
+    for (int d = 0; d < x->ndim; d++)
+        fill_around(inside, d, call->at->list[2 * d], x->shape[d], element, &inside);
+    copy_view(&inside, x);
+    return WEFT_OK;
+}
+
+CPU_KERNEL(narrow_backward) {
+    const weft_view *dy = call->in[0];
+    weft_view inside = *call->out[0];
+    int64_t dim = call->at->AT(narrow_backward, dim), start = call->at->AT(narrow_backward, start);
+    const uint64_t zero = 0;
+    if (dim < 0) dim += dy->ndim;
+    if (start < 0) start += call->at->AT(narrow_backward, size);
+    fill_around(inside, dim, start, dy->shape[dim], &zero, &inside);
+    copy_view(&inside, dy);
+    return WEFT_OK;
+}
+
+// --- unfold_backward: dx[o, p, i] = sum over windows w that hold p of dy[o, w, i, p - w * step],
+// windows in order.
+typedef struct folding {
+    const void *dy;
+    void *dx;
+    int64_t size, windows, inner, length, step, rows, per_piece;
+} folding;
+
+#define FOLD(T) \
+    static void fold_##T(void *context, int64_t piece) { \
+        const folding *f = context; \
+        const T *dy = f->dy; \
+        int64_t end = weft_piece_end(f->rows, f->per_piece, piece); \
+        for (int64_t row = piece * f->per_piece; row < end; row++) { \
+            int64_t o = row / f->size * f->windows, at = row % f->size; \
+            int64_t first = at < f->length ? 0 : (at - f->length) / f->step + 1; \
+            int64_t last = at / f->step < f->windows ? at / f->step : f->windows - 1; \
+            T *dx = (T *)f->dx + row * f->inner; \
+            for (int64_t i = 0; i < f->inner; i++) { \
+                T sum = 0; \
+                for (int64_t w = first; w <= last; w++) \
+                    sum += dy[((o + w) * f->inner + i) * f->length + at - w * f->step]; \
+                dx[i] = sum; \
+            } \
+        } \
+    }
+FOLD(float)
+FOLD(double)
+
+CPU_KERNEL(unfold_backward) {
+    const weft_view *dy = call->in[0], *dx = call->out[0];
+    int64_t dim = call->at->AT(unfold_backward, dim);
+    if (dx->numel == 0) return WEFT_OK;
+    if (dim < 0) dim += dx->ndim;
+    folding f = { .dy = dy->data, .dx = dx->data, .size = dx->shape[dim], .windows = dy->shape[dim],
+                  .inner = weft_span(dx, (int)dim + 1, dx->ndim), .length = dy->shape[dx->ndim],
+                  .step = call->at->AT(unfold_backward, step) };
+    f.rows = dx->numel / f.inner;
+    f.per_piece = weft_pieces(EACH_COSTLY, f.inner);
+    weft_parallel(weft_pieces(f.rows, f.per_piece),
+                  dx->dtype == WEFT_FLOAT32 ? fold_float : fold_double, &f);
+    return WEFT_OK;
+}
