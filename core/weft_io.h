@@ -65,3 +65,21 @@ weft_status weft_image_paste(weft_tensor *canvas, const weft_tensor *image, int6
 weft_status weft_image_text(weft_tensor *canvas, int64_t y, int64_t x, const char *text, int64_t n,
                             int scale, const uint8_t *color);
 weft_status weft_image_write_png(const char *path, const weft_tensor *image);
+
+// --- folders, clocks, checksums
+weft_status weft_make_dirs(const char *path);         // with its parents; fine when it is there
+int weft_path_kind(const char *path);                 // 0 nothing, 1 file, 2 folder
+int64_t weft_file_size(const char *path);             // bytes, -1 when missing
+char *weft_list_dir(const char *path);                // names, sorted, a line each; weft_free_text
+void weft_free_text(char *text);
+weft_status weft_remove_dir(const char *path);        // a folder of plain files
+weft_status weft_remove_file(const char *path);       // fine when it is not there
+weft_status weft_rename_dir(const char *from, const char *to);  // synced to disk before and after
+weft_status weft_append_text(const char *path, const char *text);
+weft_status weft_truncate_file(const char *path, int64_t n);
+int64_t weft_disk_free(const char *path);             // bytes, -1 when unknown
+double weft_clock(void);                              // seconds since some start
+double weft_peak_rss(void);                           // MiB of this process at its largest
+bool weft_is_terminal(int fd);
+uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed);
+uint64_t weft_checksum(const weft_tensor *t, uint64_t seed);  // of the values, in row-major order

@@ -210,6 +210,8 @@ end
 ---@param where string
 function A.options(options, defaults, where)
   local out = {}
+  local config = package.loaded["weft.config"]
+  if config and config.is_section(options) then options = config.plain(options) end
   if options ~= nil and type(options) ~= "table" then raise("%s: a table of options is expected, got %s", where, typename(options)) end
   for k in pairs(options or {}) do
     if defaults[k] == nil then
