@@ -1,0 +1,72 @@
+-- files.lua: folders and text files, as Lua wants them. Failures of the world return nil, message.
+local ffi = require "ffi"
+local C = require("weft.core").lib
+
+local M = {}
+
+local function result(status)
+  if status == 0 then return true end
+  return nil, ffi.string(C.weft_error())
+end
+
+function M.make_dirs(path) return result(C.weft_make_dirs(path)) end
+function M.exists(path) return C.weft_path_kind(path) ~= 0 end
+function M.is_dir(path) return C.weft_path_kind(path) == 2 end
+function M.size(path) return tonumber(C.weft_file_size(path)) end
+function M.remove_dir(path) return result(C.weft_remove_dir(path)) end
+function M.remove(path) return result(C.weft_remove_file(path)) end
+function M.rename_dir(from, to) return result(C.weft_rename_dir(from, to)) end
+function M.append(path, text) return result(C.weft_append_text(path, text)) end
+function M.write(path, text) return result(C.weft_file_write(path, text, #text)) end
+function M.truncate(path, n) return result(C.weft_truncate_file(path, n)) end
+function M.disk_free(path) return tonumber(C.weft_disk_free(path)) end
+function M.clock() return tonumber(C.weft_clock()) end
+
+---Names in a folder, sorted; nil, message when it can't be read.
+function M.list(path)
+  local text = C.weft_list_dir(path)
+  if text == nil then return nil, ffi.string(C.weft_error()) end
+  local out = {}
+  for name in ffi.string(text):gmatch "[^\n]+" do out[#out + 1] = name end
+  C.weft_free_text(text)
+  return out
+end
+
+---Every plain file below a folder, as paths relative to it, sorted.
+function M.walk(root)
+  local out = {}
+  local function visit(prefix)
+    local names, message = M.list(root .. "/" .. prefix)
+    if not names then return nil, message end
+    for _, name in ipairs(names) do
+      local path = prefix .. name
+      local kind = C.weft_path_kind(root .. "/" .. path)
+      if kind == 2 then
+        local ok, why = visit(path .. "/")
+        if not ok then return nil, why end
+      elseif kind == 1 then out[#out + 1] = path end
+    end
+    return true
+  end
+  local ok, message = visit ""
+  if not ok then return nil, message end
+  return out
+end
+
+---A file's text; nil, message when it can't be read.
+function M.read(path)
+  local f, message = io.open(path, "rb")
+  if not f then return nil, message end
+  local text, why = f:read "*a"
+  f:close()
+  if not text then return nil, path .. ": " .. tostring(why) end
+  return text
+end
+
+---16 hexadecimal digits over a string.
+function M.hash(text)
+  return (bit.tohex(tonumber(bit.rshift(C.weft_hash_bytes(text, #text, 0), 32)), 8)
+    .. bit.tohex(tonumber(bit.band(C.weft_hash_bytes(text, #text, 0), 0xffffffffULL)), 8))
+end
+
+return M
