@@ -1,0 +1,44 @@
+-- train: what turns a recipe into a run. The loop is loop.lua, phases phases.lua, files checkpoint.lua.
+local A = require "weft.args"
+
+local M = {}
+
+---Declares a recipe: `weft train FILE.lua` runs what the file returns.
+---@param spec table  config (weft.config), model (a module class, called with the config and the data),
+---  data (function of the config), phases, evaluate (list), name
+function M.recipe(spec)
+  local o = A.options(spec, { config = A.required, model = A.required, data = A.required, phases = A.required,
+    evaluate = {}, name = A.none, heads = {}, finish = A.none }, "recipe")
+  o.is_recipe = true
+  return o
+end
+
+---Reads a recipe file, its config changed by overrides such as "lora.rank=8".
+---@param path string
+---@param overrides? string[]
+---@return table recipe
+function M.load_recipe(path, overrides)
+  local chunk, message = loadfile(path)
+  if not chunk then A.raise("recipe: %s", message) end
+  local config = require "weft.config"
+  config.set_overrides(overrides or {})
+  local recipe = chunk()
+  config.set_overrides(nil)
+  if type(recipe) ~= "table" or not recipe.is_recipe then
+    A.raise("%s does not return a recipe; end it with `return train.recipe { ... }`", path)
+  end
+  recipe.path = path
+  recipe.name = recipe.name or path:match "([^/]+)%.lua$" or "recipe"
+  local f = assert(io.open(path, "rb"))
+  recipe.hash = require("weft.files").hash(f:read "*a")
+  f:close()
+  return recipe
+end
+
+---A new run of a recipe in a folder of its own.
+function M.start(recipe, options) return (require("weft.train.run").start(recipe, options)) end
+
+---A run that exists, as it was at its last checkpoint that verifies.
+function M.open(dir, options) return (require("weft.train.run").open(dir, options)) end
+
+return M
