@@ -67,7 +67,10 @@ static void make_plan(plan *p, const weft_view *x, uint32_t mask, bool whole) {
     bool any_kept = p->nk > 0, any_reduced = p->nr > 0;
     merge_dims(p->kshape, p->kx, p->ky, &p->nk);
     merge_dims(p->rshape, p->rx, p->ry, &p->nr);
-    if (p->n_red == 0) p->kshape[0] = p->n_out;
+    if (p->n_red == 0) {  // nothing to read, but outputs to write
+        p->kshape[0] = p->n_out;
+        p->ky[0] = 1;
+    }
     int64_t k = magnitude(p->kx[p->nk - 1]), r = magnitude(p->rx[p->nr - 1]);
     int64_t n_k = p->kshape[p->nk - 1], n_r = p->rshape[p->nr - 1];
     if (!any_kept) p->column = false;

@@ -5,7 +5,7 @@
 
 #define GRAIN 16384
 #define INSERTION 24
-#define RADIX_FROM 1024  // elements from which counting by bytes beats merging
+#define RADIX_FROM 32    // elements for each byte of a key from which counting beats merging
 #define KEEP 64          // largest k that is kept by insertion while a row streams by
 #define BLOCK 64
 

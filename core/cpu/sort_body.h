@@ -26,7 +26,7 @@ static void FN(sort_piece)(void *context, int64_t piece) {
     for (int64_t row = piece * j->grain; row < end; row++) {
         const T *x = (const T *)j->x + row / j->inner * j->n * j->inner + row % j->inner;
         for (int64_t i = 0; i < j->n; i++) a[i] = (pair){ FN(ordered)(x[i * j->inner], flip), i };
-        FN(put)(j, row, j->n < RADIX_FROM ? merge_sort(a, b, j->n) : radix_sort(a, b, j->n, (int)sizeof(T)));
+        FN(put)(j, row, j->n < RADIX_FROM * (int64_t)sizeof(T) ? merge_sort(a, b, j->n) : radix_sort(a, b, j->n, (int)sizeof(T)));
     }
 }
 
@@ -43,9 +43,13 @@ static void FN(stream_piece)(void *context, int64_t piece) {
         insertion(best, k);
         for (int64_t b = k; b < j->n; b += BLOCK) {
             const int64_t width = j->n - b < BLOCK ? j->n - b : BLOCK;
-            const uint64_t bar = best[k - 1].key;
-            int64_t found = 0;
-            for (int64_t i = 0; i < width; i++) found += FN(ordered)(x[(b + i) * j->inner], flip) < bar;
+            const T bar = x[best[k - 1].index * j->inner];
+            int32_t found = 0;  // may count what is not better: NaN is left to the keys
+            if (j->inner == 1 && j->descending) {
+                for (int64_t i = 0; i < width; i++) found += !(x[b + i] <= bar);
+            } else if (j->inner == 1) {
+                for (int64_t i = 0; i < width; i++) found += !(x[b + i] >= bar);
+            } else found = 1;
             for (int64_t i = 0; found && i < width; i++) {
                 const uint64_t key = FN(ordered)(x[(b + i) * j->inner], flip);
                 if (key >= best[k - 1].key) continue;
