@@ -1,7 +1,8 @@
 -- nn: modules. One layer a file.
 local module = require "weft.nn.module"
 
-local M = { initial = require "weft.nn.initial", is_module = module.is_module, commas = module.commas }
+local M = { initial = require "weft.nn.initial", is_module = module.is_module, commas = module.commas,
+  on_meta = module.base.on_meta, unfilled = module.base.unfilled }
 
 ---A new module class: local Block = nn.Module "Block"; function Block:init(...) end; function Block:forward(x) end.
 ---Block(...) makes one. A second argument is the class to extend.

@@ -18,6 +18,7 @@ end
 
 ---x [..., in] -> [..., out]
 function Linear:forward(x)
+  self:expect(x, self.n_in)
   return (ops.linear(x, self.weight, self.bias))
 end
 

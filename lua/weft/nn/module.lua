@@ -11,6 +11,25 @@ local function is_module(v)
   return type(v) == "table" and getmetatable(v) ~= nil and rawget(v, "_parameters") ~= nil
 end
 
+-- A list module (numbered) holds its children as [1], [2], ...; their names count from 0, as in
+-- checkpoints. Other modules hold them by field.
+local function children_of(self)
+  local list = {}
+  if self.numbered then
+    for i = 1, #self do
+      if not is_module(self[i]) then
+        A.raise("%s[%d]: a module is expected, got %s", self.type, i, A.typename(self[i]))
+      end
+      list[i] = { i - 1, self[i] }
+    end
+  end
+  for _, key in ipairs(self._order) do
+    local child = self._children[key]
+    if child then list[#list + 1] = { key, child } end
+  end
+  return list
+end
+
 -- Fields of a module: parameters, buffers and children go to their own lists, the rest is plain.
 local function newindex(self, key, value)
   local parameters, buffers, children = self._parameters, self._buffers, self._children
@@ -19,6 +38,10 @@ local function newindex(self, key, value)
     A.tensor(value, self.type, tostring(key))
     value = value:keep()
     if buffers[key] ~= nil then buffers[key] = value else parameters[key] = value end
+  elseif self.numbered and type(key) == "number" then
+    if not is_module(value) then A.raise("%s[%d]: a module is expected, got %s", self.type, key, A.typename(value)) end
+    if key ~= #self + 1 then A.raise("%s[%s]: the next place is %d", self.type, tostring(key), #self + 1) end
+    rawset(self, key, value)
   elseif is_module(value) then
     if children[key] == nil then self._order[#self._order + 1] = key end
     children[key] = value
@@ -93,13 +116,43 @@ function Module:register_buffer(name, tensor)
   return tensor
 end
 
+-- Where new parameters go, and whether they are filled.
+local making = { device = "cpu", fill = true }
+
+local function making_with(device, fill, fn, ...)
+  local before = making
+  making = { device = device, fill = fill }
+  local function after(ok, ...)
+    making = before
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return after(pcall(fn, ...))
+end
+
+---Runs fn(...); the parameters of modules made inside have shapes and no memory: for counts and plans.
+---@param fn function
+function Module.on_meta(fn, ...) return making_with("meta", false, fn, ...) end
+
+---Runs fn(...); the parameters of modules made inside are left as memory comes, because a file is about
+---to fill them. initialize() fills those that no file gave.
+---@param fn function
+function Module.unfilled(fn, ...) return making_with(making.device, false, fn, ...) end
+
 ---A new parameter that wants a gradient. init(tensor, rng) fills it, now and again in initialize().
 ---@param name string
 ---@param shape integer[]
----@param init function  one of nn.init
+---@param init function  one of nn.initial
 function Module:parameter(name, shape, init)
-  local t = require("weft.tensor").create.empty(shape)
-  init(t)
+  local spec = { device = making.device }
+  for i, n in ipairs(shape) do
+    if type(n) ~= "number" or n % 1 ~= 0 or n < 0 then
+      A.raise("%s: %s: sizes are whole numbers, got %s", self.type, name, tostring(n))
+    end
+    spec[i] = n
+  end
+  local t = require("weft.tensor").create.empty(spec)
+  if making.fill then init(t) end
   self[name] = t:requires_grad_()
   rawget(self, "_inits")[name] = init
   return self[name]
@@ -113,7 +166,7 @@ function Module:initialize(seed)
   require("weft.autograd").no_grad(function()
     for name, t, module, field in self:named_parameters() do
       local init = module._inits[field]
-      if init and not module._given[field] then init(t, { key = key("init/" .. name, seed), counter = 0ULL }) end
+      if init and not module._given[field] and t.device ~= "meta" then init(t, { key = key("init/" .. name, seed), counter = 0ULL }) end
     end
   end)
   return self
@@ -126,9 +179,8 @@ function Module:named_modules()
     if seen[module] then return end
     seen[module] = true
     list[#list + 1] = { path, module }
-    for _, key in ipairs(module._order) do
-      local child = module._children[key]
-      if child then walk(child, path == "" and tostring(key) or path .. "." .. key) end
+    for _, c in ipairs(children_of(module)) do
+      walk(c[2], path == "" and tostring(c[1]) or path .. "." .. c[1])
     end
   end
   walk(self, "")
@@ -173,7 +225,8 @@ function Module:get(path)
   local at = self
   for key in path:gmatch "[^.]+" do
     if not is_module(at) then return nil end
-    at = at._children[key] or at._children[tonumber(key)]
+    local n = at.numbered and tonumber(key)
+    at = n and rawget(at, n + 1) or at._children[key]
     if at == nil then return nil end
   end
   return at
@@ -184,9 +237,16 @@ function Module:set(path, module)
   local parent, key = path:match "^(.*)%.([^.]+)$"
   parent, key = parent and self:get(parent) or self, key or path
   if not parent then A.raise("%s: there is no module %s", self.type, path) end
-  if parent._children[tonumber(key)] ~= nil then key = tonumber(key) end
-  parent[key] = module
+  if not is_module(module) then A.raise("%s: %s: a module is expected, got %s", self.type, path, A.typename(module)) end
+  if parent.numbered and tonumber(key) then
+    rawset(parent, tonumber(key) + 1, module)
+  else
+    parent[key] = module
+  end
 end
+
+---The children as a list of { name, module }, in order.
+function Module:children() return children_of(self) end
 
 ---Number of elements of the parameters; with trainable = true only of those that train.
 function Module:count(trainable)
@@ -231,24 +291,45 @@ end
 
 ---Converts or moves every parameter and buffer: model:to "float64".
 function Module:to(target)
-  local moved = {}
+  local options = target
+  if type(target) == "string" then
+    local is_dtype = target:find "^[bf]?float%d+$" or target:find "^u?int%d+$" or target == "bool"
+    options = is_dtype and { dtype = target } or { device = target }
+  end
+  local integral, moved = { device = options.device }, {}
   each(self, function(m)
     for _, kind in ipairs { "_parameters", "_buffers" } do
       for key, t in pairs(m[kind]) do
-        if t.dtype:find "float" or (type(target) == "table" and target.device) then
-          local id = tostring(t.p)
-          local y = moved[id]
-          if not y then
-            y = t:detach():to(target):keep()
-            if t.requires_grad then y:requires_grad_() end
-            moved[id] = y
-          end
-          m[kind][key] = y
+        local id = tostring(t.p)
+        local y = moved[id]
+        if not y then
+          y = t:detach():to(t.dtype:find "float" and target or integral)
+          -- what stays as it is keeps its handle, which optimizers hold
+          y = y.dtype == t.dtype and y.device == t.device and t or y:keep()
+          if y ~= t and t.requires_grad then y:requires_grad_() end
+          moved[id] = y
         end
+        m[kind][key] = y
       end
     end
   end)
   return self
+end
+
+-- --- errors
+---What an error calls this module: its path where it is known, and what it is.
+function Module:where()
+  local name = self.type .. (self.describe and "(" .. self:describe() .. ")" or "")
+  return self._path and self._path ~= "" and self._path .. ": " .. name or name
+end
+
+---Refuses anything but a tensor whose last dim is n.
+function Module:expect(x, n, name)
+  local v = A.is_tensor(x) and x.p ~= nil and x.gen == x.p.gen and x.p.v
+  if not v then v = A.tensor(x, self:where(), name or "x").v end
+  if v.ndim == 0 or v.shape[v.ndim - 1] ~= n then
+    A.raise("%s: %s [%s]: a last dim of %d is expected", self:where(), name or "x", table.concat(x.shape, ","), n)
+  end
 end
 
 -- --- random draws
@@ -331,21 +412,21 @@ function Module:tree()
     lines[#lines + 1] = ("%s%s%s%s%s%s"):format(indent, name ~= "" and name .. ": " or "", module.type,
       extra ~= "" and "(" .. extra .. ")" or "", total > 0 and "  " .. commas(total) or "", note)
     -- runs of children that print alike are shown once
-    local i, order = 1, {}
-    for _, key in ipairs(module._order) do
-      if module._children[key] then order[#order + 1] = key end
-    end
+    local i, order = 1, children_of(module)
     local function shape_of(m)
-      local parts = {}
+      local parts = { m.describe and m:describe() or "" }
       for n, t in m:named_parameters() do parts[#parts + 1] = n .. table.concat(t.shape, ",") .. tostring(t.requires_grad) end
       return m.type .. table.concat(parts, ";")
     end
     while i <= #order do
-      local child, last = module._children[order[i]], i
-      if type(order[i]) == "number" then
-        while last < #order and type(order[last + 1]) == "number" and shape_of(module._children[order[last + 1]]) == shape_of(child) do last = last + 1 end
+      local key, child, last = order[i][1], order[i][2], i
+      if type(key) == "number" then
+        local same = shape_of(child)
+        while last < #order and type(order[last + 1][1]) == "number" and shape_of(order[last + 1][2]) == same do
+          last = last + 1
+        end
       end
-      local label = last > i and ("%s..%s"):format(order[i], order[last]) or tostring(order[i])
+      local label = last > i and ("%s..%s"):format(key, order[last][1]) or tostring(key)
       walk(child, label, indent .. "  ")
       i = last + 1
     end
