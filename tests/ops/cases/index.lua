@@ -119,13 +119,13 @@ M.embedding = {
   end,
   refuses = function(g)
     return {
-      { inputs = { g.int({ 3 }, 9, 9), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
+      { inputs = { g.int({ 3 }, 9, 10), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
         message = "id 9 outside 0%.%.4, position 0" },
-      { inputs = { g.int({ 3 }, -1, -1), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
+      { inputs = { g.int({ 3 }, -1, 0), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
         message = "id %-1 outside 0%.%.4, position 0" },
       { inputs = { g.index({ 3 }, 2), g.randn { 5 }, n = 2 }, attrs = { n = 0 },
         message = "weight must be %[rows, width%]" },
-      { inputs = { g.int({ 3 }, 0, 0), g.randn { 0, 2 }, n = 2 }, attrs = { n = 0 },
+      { inputs = { g.int({ 3 }, 0, 1), g.randn { 0, 2 }, n = 2 }, attrs = { n = 0 },
         message = "there is nothing to choose from" },
     }
   end,
@@ -152,7 +152,7 @@ M.embedding_backward = {
         message = "dy must have one dim more than ids" },
       { inputs = { g.index({ 2, 3 }, 5), g.randn { 2, 4, 3 }, n = 2 }, attrs = { 5, n = 1 },
         message = "differ in dim 2 %(3 and 4%)" },
-      { inputs = { g.int({ 2 }, 5, 5), g.randn { 2, 3 }, n = 2 }, attrs = { 5, n = 1 },
+      { inputs = { g.int({ 2 }, 5, 6), g.randn { 2, 3 }, n = 2 }, attrs = { 5, n = 1 },
         message = "id 5 outside 0%.%.4" },
       { inputs = { g.index({ 2 }, 5), g.randn { 2, 3 }, n = 2 }, attrs = { -1, n = 1 },
         message = "rows must not be negative" },
@@ -182,7 +182,7 @@ M.gather = {
   end,
   refuses = function(g)
     return {
-      { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, 4, 4), n = 2 }, attrs = { 2, n = 1 },
+      { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, 4, 5), n = 2 }, attrs = { 2, n = 1 },
         message = "index 4 outside 0%.%.3, position 0" },
       { inputs = { g.randn { 3, 4 }, g.index({ 4, 2 }, 4), n = 2 }, attrs = { 2, n = 1 },
         message = "index is larger than x in dim 1 %(4 and 3%)" },
@@ -208,7 +208,7 @@ M.scatter_add = {
   end,
   refuses = function(g)
     return {
-      { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, -2, -2), g.randn { 3, 2 }, n = 3 },
+      { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, -2, -1), g.randn { 3, 2 }, n = 3 },
         attrs = { 2, n = 1 }, message = "index %-2 outside 0%.%.3, position 0" },
       { inputs = { g.randn { 3, 4 }, g.index({ 3, 2 }, 4), g.randn { 3, 3 }, n = 3 },
         attrs = { 2, n = 1 }, message = "src must have the shape of index" },
@@ -237,7 +237,7 @@ M.index_select = {
   end,
   refuses = function(g)
     return {
-      { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 3), n = 2 }, attrs = { 1, n = 1 },
+      { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 4), n = 2 }, attrs = { 1, n = 1 },
         message = "index 3 outside 0%.%.2, position 0" },
       { inputs = { g.randn { 3, 4 }, g.index({ 2, 2 }, 3), n = 2 }, attrs = { 1, n = 1 },
         message = "index must be a vector" },
@@ -262,7 +262,7 @@ M.index_add = {
   end,
   refuses = function(g)
     return {
-      { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 3), g.randn { 2, 4 }, n = 3 },
+      { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 4), g.randn { 2, 4 }, n = 3 },
         attrs = { 1, n = 1 }, message = "index 3 outside 0%.%.2, position 0" },
       { inputs = { g.randn { 3, 4 }, g.index({ 2 }, 3), g.randn { 3, 4 }, n = 3 },
         attrs = { 1, n = 1 }, message = "src must have size 2 in dim 1, got 3" },
