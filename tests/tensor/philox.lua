@@ -67,11 +67,12 @@ end
 ---An integer in [0, n), n below 2^53.
 function M.below(rng, e, n)
   local low, high = M.word(rng, 2 * e), M.word(rng, 2 * e + 1)
-  -- (high 2^32 + low) n / 2^64 in 64-bit integers
-  local p = (0ULL + high) * n
-  local q = (0ULL + low) * n
-  local carry = (p % 4294967296ULL + bit.rshift(q, 32)) / 4294967296ULL
-  return tonumber(p / 4294967296ULL + carry)
+  local n1, n0 = math.floor(n / TWO32), n % TWO32
+  -- (high 2^32 + low) (n1 2^32 + n0) / 2^64, from products of 32 bits
+  local a1, a0 = product(high, n0)
+  local b1, b0 = product(low, n1)
+  local carry = math.floor((product(low, n0) + a0 + b0) / TWO32)
+  return tonumber((0ULL + high) * n1) + a1 + b1 + carry
 end
 
 ---Attempt j at element e of a normal cut to a narrow [low, high]: the point, and whether it counts.
