@@ -83,3 +83,47 @@ double weft_peak_rss(void);                           // MiB of this process at 
 bool weft_is_terminal(int fd);
 uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed);
 uint64_t weft_checksum(const weft_tensor *t, uint64_t seed);  // of the values, in row-major order
+
+// --- tokenizers: byte-level BPE. Buffers that are returned are freed with weft_buffer_free.
+typedef struct weft_tokenizer weft_tokenizer;
+typedef struct weft_bpe_trainer weft_bpe_trainer;
+weft_tokenizer *weft_tokenizer_load(const char *path);       // a Hugging Face tokenizer.json
+weft_tokenizer *weft_tokenizer_parse(const char *text, int64_t n, const char *name);
+void weft_tokenizer_free(weft_tokenizer *t);
+weft_status weft_tokenizer_save(const weft_tokenizer *t, const char *path);
+int64_t weft_tokenizer_size(const weft_tokenizer *t);        // the largest id + 1
+int64_t weft_tokenizer_id(const weft_tokenizer *t, const char *token, int64_t n);  // -1 when absent
+const char *weft_tokenizer_token(const weft_tokenizer *t, int64_t id, int64_t *n);  // NULL when absent
+bool weft_tokenizer_is_special(const weft_tokenizer *t, int64_t id);
+int64_t *weft_tokenizer_encode(const weft_tokenizer *t, const char *text, int64_t n, int64_t *n_out);
+char *weft_tokenizer_decode(const weft_tokenizer *t, const int64_t *ids, int64_t n, bool skip_special,
+                            int64_t *n_out);
+void weft_buffer_free(void *buffer);
+weft_bpe_trainer *weft_bpe_trainer_new(void);
+weft_status weft_bpe_trainer_feed(weft_bpe_trainer *trainer, const char *text, int64_t n);
+weft_tokenizer *weft_bpe_trainer_finish(weft_bpe_trainer *trainer, int64_t vocab_size,
+                                        int64_t min_count, const char *const *specials,
+                                        int64_t n_specials);
+void weft_bpe_trainer_free(weft_bpe_trainer *trainer);
+
+// --- the loader: threads that decode pictures ahead of the step
+typedef struct weft_plan_item {
+    const char *path;
+    int64_t crop_y, crop_x, crop_h, crop_w;  // cut out first; crop_h 0: nothing is
+    int64_t resize_h, resize_w;       // then resized; resize_w 0: resize_h is the short edge; both 0: not
+    int32_t filter;                   // a weft_filter
+    bool flip;                        // mirrored, at the end
+} weft_plan_item;                     // at last the middle is cut out, or padded with black
+typedef struct weft_loader weft_loader;
+weft_loader *weft_loader_new(int threads, int64_t depth, int64_t h, int64_t w, const double *mean,
+                             const double *std, const weft_image_options *options,
+                             int64_t cache_bytes);
+void weft_loader_free(weft_loader *loader);
+// Plans a batch: a ticket, or 0. At most `depth` batches are under way.
+int64_t weft_loader_submit(weft_loader *loader, const weft_plan_item *items, int64_t n);
+// Waits for a batch: float32 [n,3,h,w]. A picture that could not be read is 0 in every pixel.
+weft_tensor *weft_loader_take(weft_loader *loader, int64_t ticket);
+const char *weft_loader_message(const weft_loader *loader, int64_t i);  // of the batch taken last; or NULL
+double weft_loader_waited(const weft_loader *loader);  // seconds spent waiting in take
+int64_t weft_loader_cache_used(weft_loader *loader);   // bytes
+int64_t weft_loader_cache_hits(weft_loader *loader);

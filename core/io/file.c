@@ -19,14 +19,18 @@ static weft_status saving_failed(weft_saving *s, const char *what, const char *n
 weft_status weft_saving_begin(weft_saving *s, const char *path) {
     *s = (weft_saving){ .fd = -1 };
     static int64_t counter;
-    size_t n = strlen(path);
-    s->path = strdup(path);
+    struct stat st;
+    bool exists = stat(path, &st) == 0;
+    if (exists && !S_ISREG(st.st_mode))
+        return s->status = weft_fail(WEFT_EIO, "%s: not a regular file, so not replaced", path);
+    s->path = exists ? realpath(path, NULL) : strdup(path);  // a link stays: its target is replaced
+    size_t n = s->path ? strlen(s->path) : 0;
     s->temporary = malloc(n + 64);
     if (!s->path || !s->temporary) {
         weft_saving_abort(s);
         return s->status = weft_fail(WEFT_ENOMEM, "%s: no memory to write it", path);
     }
-    snprintf(s->temporary, n + 64, "%s.tmp-%ld-%lld", path, (long)getpid(),
+    snprintf(s->temporary, n + 64, "%s.tmp-%ld-%lld", s->path, (long)getpid(),
              (long long)__atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED));
     s->fd = open(s->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (s->fd < 0) {

@@ -1,0 +1,99 @@
+// bpe_split.c: GPT-2's cut of text into words, numbers, punctuation and space, through PCRE2; and
+// the characters that stand for bytes.
+#include "bpe.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <stdlib.h>
+
+struct weft_splitter { pcre2_code *code; };
+
+// White space is spelled out: PCRE2's \s differs from Unicode's property by one character.
+#define SPACE "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}" \
+              "\\x{205f}\\x{3000}"
+static const char pattern[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"
+    "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+";
+
+weft_splitter *weft_splitter_new(void) {
+    int error;
+    PCRE2_SIZE at;
+    weft_splitter *s = calloc(1, sizeof *s);
+    if (s) s->code = pcre2_compile((PCRE2_SPTR)pattern, sizeof pattern - 1, PCRE2_UTF | PCRE2_UCP,
+                                   &error, &at, NULL);
+    if (!s || !s->code) {
+        free(s);
+        weft_fail(WEFT_ENOMEM, "no memory for the tokenizer's pattern");
+        return NULL;
+    }
+    pcre2_jit_compile(s->code, PCRE2_JIT_COMPLETE);  // without it, matching is slower, no more
+    return s;
+}
+
+void weft_splitter_free(weft_splitter *s) {
+    if (!s) return;
+    pcre2_code_free(s->code);
+    free(s);
+}
+
+weft_status weft_splitter_run(const weft_splitter *s, const char *text, int64_t n,
+                              bool (*piece)(void *, const char *, int64_t), void *context) {
+    pcre2_match_data *match = pcre2_match_data_create(1, NULL);
+    weft_status status = WEFT_OK;
+    if (!match) return weft_fail(WEFT_ENOMEM, "no memory to split text");
+    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(match);
+    for (int64_t at = 0; at < n;) {
+        int found = pcre2_match(s->code, (PCRE2_SPTR)text, (PCRE2_SIZE)n, (PCRE2_SIZE)at,
+                                PCRE2_NO_UTF_CHECK, match, NULL);
+        if (found == PCRE2_ERROR_JIT_STACKLIMIT)
+            found = pcre2_match(s->code, (PCRE2_SPTR)text, (PCRE2_SIZE)n, (PCRE2_SIZE)at,
+                                PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match, NULL);
+        if (found < 0 || (int64_t)range[1] <= at) {
+            status = weft_fail(WEFT_EINVAL, "text cannot be split at byte %lld (PCRE2 error %d)",
+                               (long long)at, found);
+            break;
+        }
+        if (!piece(context, text + range[0], (int64_t)(range[1] - range[0]))) {
+            status = WEFT_ENOMEM;
+            break;
+        }
+        at = (int64_t)range[1];
+    }
+    pcre2_match_data_free(match);
+    return status;
+}
+
+// Printable bytes of Latin-1 stand for themselves; the others, in order, for U+0100 onwards.
+static bool printable(int byte) {
+    return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+}
+
+int weft_byte_char(unsigned char byte, char *utf8) {
+    int code = byte;
+    if (!printable(byte)) {
+        code = 256;
+        for (int b = 0; b < byte; b++) code += !printable(b);
+    }
+    if (code < 128) {
+        utf8[0] = (char)code;
+        return 1;
+    }
+    utf8[0] = (char)(0xc0 | code >> 6);
+    utf8[1] = (char)(0x80 | (code & 63));
+    return 2;
+}
+
+int weft_char_byte(const char *utf8, int64_t n, int *used) {
+    unsigned char c = (unsigned char)utf8[0];
+    int code = c;
+    *used = 1;
+    if (c >= 128) {
+        if (c < 0xc2 || c > 0xc5 || n < 2) return -1;
+        code = (c & 31) << 6 | (utf8[1] & 63);
+        *used = 2;
+    }
+    if (code < 256) return printable(code) ? code : -1;
+    for (int b = 0, k = 256; b < 256; b++)
+        if (!printable(b) && k++ == code) return b;
+    return -1;
+}
