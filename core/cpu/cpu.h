@@ -36,8 +36,11 @@ static inline int64_t weft_piece_end(int64_t n, int64_t grain, int64_t piece) {
 // one single-threaded BLAS call.
 // C[m,n] = alpha op(A) op(B) + beta C (+ bias[n] on each row where bias is not NULL).
 // op(A) is [m,k]: A is [m,k] with row stride lda, or with trans_a [k,m]; likewise B.
-// row_group: tiles never cross a multiple of it (0: no such bound); used so that a picture's rows
-// are computed the same way alone or in a batch.
+// row_group: tiles never cross a multiple of it (0: no such bound) and are cut as for one group; used
+// so that a picture's rows are computed the same way alone or in a batch.
+// after, where not NULL, runs on each finished tile, rows [i0, i1) and columns [j0, j1) of C, on the
+// thread that made it.
+typedef void (*weft_tile_fn)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
 typedef struct weft_gemm {
     int dtype;                       // WEFT_FLOAT32 or WEFT_FLOAT64
     bool trans_a, trans_b;
@@ -47,8 +50,15 @@ typedef struct weft_gemm {
     void *c;
     int64_t row_group;
     int64_t batch, stride_a, stride_b, stride_c;  // batch of equal products; 0 or 1: one
+    weft_tile_fn after;
+    void *context;
 } weft_gemm;
 weft_status weft_gemm_run(const weft_gemm *g);
+// The row_group of a layer over x [..., N, in]: a sequence long enough to be worth its own tiles.
+static inline int64_t weft_row_group(const weft_view *x) {
+    return x->ndim >= 3 && x->shape[x->ndim - 2] >= 64 ? x->shape[x->ndim - 2] : 0;
+}
+#define WEFT_TILE_N 256  // tiles are no wider, and begin at a multiple of 16 columns
 // One product on this thread, for use inside a piece.
 void weft_gemm_here(const weft_gemm *g);
 

@@ -2,9 +2,12 @@
 // single-threaded call, so that results do not depend on the number of threads.
 #include "cpu.h"
 #include <cblas.h>
+#include <stdatomic.h>
+#include <string.h>
 
-#define TILE_N 768
 #define TILE_M 512
+#define MIN_TILES 8   // a product of some size is cut into about as many
+#define SMALL_N 128   // but not into narrower tiles
 
 extern void openblas_set_num_threads(int) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
@@ -12,18 +15,41 @@ extern char *openblas_get_config(void) __attribute__((weak));
 const char *weft_blas_name(void) { return openblas_get_config ? openblas_get_config() : "CBLAS"; }
 
 static void blas_single_thread(void) {
-    static bool done;
-    if (!done && openblas_set_num_threads) openblas_set_num_threads(1);
-    done = true;
+    static atomic_bool done;
+    if (!atomic_load(&done) && openblas_set_num_threads) openblas_set_num_threads(1);
+    atomic_store(&done, true);
 }
 
-// tile_a: op(A)[i0.., :], tile_b: op(B)[:, j0..]
+// A row or a column of C: BLAS would pack the matrix to use it once.
+static void vector_product(const weft_gemm *g, int64_t m, int64_t n, const void *a, const void *b,
+                           double beta, void *c) {
+    const bool row = m == 1;
+    const void *matrix = row ? b : a, *x = row ? a : b;
+    // the matrix as stored, and whether BLAS is to transpose it
+    const bool stored_t = row ? g->trans_b : !g->trans_a;
+    const int64_t length = row ? n : m, rows = stored_t ? length : g->k, columns = stored_t ? g->k : length;
+    const int64_t ld = row ? g->ldb : g->lda, step = row ? (g->trans_a ? g->lda : 1) : g->trans_b ? 1 : g->ldb;
+    const int64_t out_step = row ? 1 : g->ldc;
+    const CBLAS_TRANSPOSE t = stored_t ? CblasNoTrans : CblasTrans;
+    if (g->dtype == WEFT_FLOAT32)
+        cblas_sgemv(CblasRowMajor, t, (int)rows, (int)columns, (float)g->alpha, matrix, (int)ld, x, (int)step,
+                    (float)beta, c, (int)out_step);
+    else
+        cblas_dgemv(CblasRowMajor, t, (int)rows, (int)columns, g->alpha, matrix, (int)ld, x, (int)step, beta,
+                    c, (int)out_step);
+}
+
+// One tile: op(A)[i0.., :] times op(B)[:, j0..]
 static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, int64_t j0, int64_t n) {
     const int64_t size = weft_dtype_size(g->dtype);
     const char *a = (const char *)g->a + (batch * g->stride_a + i0 * (g->trans_a ? 1 : g->lda)) * size;
     const char *b = (const char *)g->b + (batch * g->stride_b + j0 * (g->trans_b ? g->ldb : 1)) * size;
     char *c = (char *)g->c + (batch * g->stride_c + i0 * g->ldc + j0) * size;
     double beta = g->beta;
+    if (g->k <= 0 && !g->bias && beta == 0) {  // an empty sum
+        for (int64_t i = 0; i < m; i++) memset(c + i * g->ldc * size, 0, (size_t)(n * size));
+        return;
+    }
     if (g->bias) {  // the bias goes in first, the product is added to it
         for (int64_t i = 0; i < m; i++) {
             if (g->dtype == WEFT_FLOAT32) {
@@ -37,6 +63,11 @@ static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, in
             }
         }
         beta = 1;
+    }
+    if (g->k <= 0) return;
+    if (m == 1 || n == 1) {
+        vector_product(g, m, n, a, b, beta, c);
+        return;
     }
     CBLAS_TRANSPOSE ta = g->trans_a ? CblasTrans : CblasNoTrans;
     CBLAS_TRANSPOSE tb = g->trans_b ? CblasTrans : CblasNoTrans;
@@ -72,7 +103,34 @@ static void tile(void *context, int64_t piece) {
     if (i1 > group_end) i1 = group_end;
     int64_t j0 = column * t->tile_n, j1 = j0 + t->tile_n;
     if (j1 > g->n) j1 = g->n;
-    if (i0 < i1 && j0 < j1) product(g, batch, i0, i1 - i0, j0, j1 - j0);
+    if (i0 >= i1 || j0 >= j1) return;
+    product(g, batch, i0, i1 - i0, j0, j1 - j0);
+    if (g->after) g->after(g->context, batch, i0, i1, j0, j1);
+}
+
+// The grid follows from the shape of one product, or one group of its rows: how many there are in a
+// batch does not matter.
+static void cut(grid *t, const weft_gemm *g) {
+    t->group = g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
+    t->groups = (g->m + t->group - 1) / t->group;
+    t->tile_n = g->n < WEFT_TILE_N ? g->n : WEFT_TILE_N;
+    int64_t parts = (t->group + TILE_M - 1) / TILE_M;
+    const int64_t columns = (g->n + t->tile_n - 1) / t->tile_n;
+    // too few tiles to keep several threads busy, and enough work to be worth it
+    if (parts * columns < MIN_TILES && t->group * g->n * g->k > 1 << 18) {
+        if (g->n >= t->group) {
+            const int64_t want = (g->n * parts / MIN_TILES + 15) / 16 * 16;
+            t->tile_n = want < SMALL_N ? SMALL_N : want;
+            if (t->tile_n > g->n) t->tile_n = g->n;
+        } else {
+            const int64_t want = MIN_TILES / columns, most = t->group / SMALL_N;
+            parts = want < most ? want : most > parts ? most : parts;
+        }
+    }
+    t->tile_m = ((t->group + parts - 1) / parts + 15) / 16 * 16;
+    if (t->tile_m > t->group) t->tile_m = t->group;
+    t->rows = (t->group + t->tile_m - 1) / t->tile_m;
+    t->columns = (g->n + t->tile_n - 1) / t->tile_n;
 }
 
 weft_status weft_gemm_run(const weft_gemm *g) {
@@ -83,21 +141,8 @@ weft_status weft_gemm_run(const weft_gemm *g) {
     blas_single_thread();
     if (g->m <= 0 || g->n <= 0) return WEFT_OK;
     grid t = { .g = g };
-    int64_t batches = g->batch > 1 ? g->batch : 1;
-    t.group = g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
-    t.groups = (g->m + t.group - 1) / t.group;
-    t.tile_m = t.group <= TILE_M ? t.group : TILE_M;
-    t.rows = (t.group + t.tile_m - 1) / t.tile_m;
-    t.tile_n = g->n <= TILE_N ? g->n : TILE_N;
-    // a narrow or single product is cut further, so that more than one thread finds work
-    if (batches * t.groups * t.rows * ((g->n + t.tile_n - 1) / t.tile_n) < 8 && g->m * g->n * g->k > 1 << 18) {
-        if (g->n >= g->m) { int64_t want = (g->n / 8 + 15) / 16 * 16; t.tile_n = want < 64 ? 64 : want; }
-        else if (!g->row_group) { int64_t want = (g->m / 8 + 15) / 16 * 16; t.tile_m = want < 64 ? 64 : want; }
-        if (t.tile_n > g->n) t.tile_n = g->n;
-        if (t.tile_m > t.group) t.tile_m = t.group;
-        t.rows = (t.group + t.tile_m - 1) / t.tile_m;
-    }
-    t.columns = (g->n + t.tile_n - 1) / t.tile_n;
+    cut(&t, g);
+    const int64_t batches = g->batch > 1 ? g->batch : 1;
     weft_parallel(batches * t.groups * t.rows * t.columns, tile, &t);
     return WEFT_OK;
 }

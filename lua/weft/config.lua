@@ -3,7 +3,7 @@
 local A = require "weft.args"
 
 local M = {}
-local pending            -- overrides of the command line, for the next weft.config
+local pending, recorded  -- the command line's overrides and a run's values, for the next weft.config
 local RAW, READS = {}, {}  -- keys of a section's own data
 
 local function is_section(v) return type(v) == "table" and getmetatable(v) ~= nil and rawget(v, RAW) ~= nil end
@@ -43,6 +43,12 @@ function section(data, path, reads)
     raw[k] = (type(v) == "table" and not is_list(v)) and section(v, path .. k .. ".", reads) or v
   end
   return setmetatable({ [RAW] = raw, [READS] = reads, path = path }, mt)
+end
+
+---A key's value, or default where the recipe has no such key.
+function M.get(s, key, default)
+  if rawget(s, RAW)[key] == nil then return default end
+  return s[key]
 end
 
 ---The plain table of a section, its keys noted as read: for functions that take options.
@@ -143,21 +149,27 @@ local function copy(t)
   return out
 end
 
----Overrides for the next weft.config call (the command line's).
-function M.set_overrides(list) pending = list end
+---For the next weft.config call: overrides of the command line, and values that a run recorded,
+---which stand in place of the recipe's defaults.
+function M.set_next(overrides, values) pending, recorded = overrides, values end
+
+-- Recorded values over defaults; keys that the recipe no longer has are left out.
+local function replace(defaults, values)
+  for k, v in pairs(values) do
+    local d = defaults[k]
+    if type(d) == "table" and not is_list(d) and type(v) == "table" then replace(d, v)
+    elseif d ~= nil then defaults[k] = v end
+  end
+end
 
 ---A recipe's settings: its defaults, changed by what the command line says.
 ---@param defaults table
 function M.new(defaults)
   local data = copy(defaults)
-  if pending then
-    M.apply(data, pending)
-    pending = nil
-  end
+  if recorded then replace(data, recorded) end
+  if pending then M.apply(data, pending) end
+  pending, recorded = nil, nil
   return section(data, "", {})
 end
-
----A config from values of config.json.
-function M.from_values(values) return section(copy(values), "", {}) end
 
 return setmetatable(M, { __call = function(_, defaults) return (M.new(defaults)) end })

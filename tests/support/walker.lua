@@ -80,12 +80,14 @@ function M.strided(t)
   return n >= 2 and weft.transpose(part, -2, -1) or part
 end
 
----Calls the operator of a row with a case's inputs.
+---Calls the operator of a row with a case's inputs and returns a list of what comes back: outputs,
+---or for an in-place row all its inputs afterwards (copies, so that a case can be used again).
 function M.call(op, inputs, attrs, count)
   local args, n = {}, 0
+  if op.kind == "inplace" then inputs = M.map(inputs, function(t) return t:clone() end) end
   if inputs.xs then
-    if op.fixed then for i = 1, #op.fixed do n = n + 1; args[n] = inputs[op.fixed[i]] end end
-    n = n + 1
+    n = (inputs.n or 0) + 1
+    for i = 1, n - 1 do args[i] = inputs[i] end
     args[n] = inputs.xs
   else
     local k = inputs.n or count
@@ -95,7 +97,8 @@ function M.call(op, inputs, attrs, count)
   attrs = attrs or {}
   local m = attrs.n or #attrs
   for i = 1, m do args[n + i] = attrs[i] end
-  return { op.fn(unpack(args, 1, n + m)) }
+  local outputs = { op.fn(unpack(args, 1, n + m)) }
+  return op.kind == "inplace" and M.list(inputs) or outputs
 end
 
 ---Applies fn to every tensor of a case's inputs.

@@ -234,8 +234,10 @@ end
 
 ---Replaces the module at a path.
 function Module:set(path, module)
-  local parent, key = path:match "^(.*)%.([^.]+)$"
-  parent, key = parent and self:get(parent) or self, key or path
+  local above, key = path:match "^(.*)%.([^.]+)$"
+  key = key or path
+  local parent = self
+  if above then parent = self:get(above) end
   if not parent then A.raise("%s: there is no module %s", self.type, path) end
   if not is_module(module) then A.raise("%s: %s: a module is expected, got %s", self.type, path, A.typename(module)) end
   if parent.numbered and tonumber(key) then

@@ -16,14 +16,15 @@ end
 ---Reads a recipe file, its config changed by overrides such as "lora.rank=8".
 ---@param path string
 ---@param overrides? string[]
+---@param values? table  a run's recorded values, in place of the recipe's defaults
 ---@return table recipe
-function M.load_recipe(path, overrides)
+function M.load_recipe(path, overrides, values)
   local chunk, message = loadfile(path)
   if not chunk then A.raise("recipe: %s", message) end
   local config = require "weft.config"
-  config.set_overrides(overrides or {})
+  config.set_next(overrides or {}, values)
   local recipe = chunk()
-  config.set_overrides(nil)
+  config.set_next(nil, nil)
   if type(recipe) ~= "table" or not recipe.is_recipe then
     A.raise("%s does not return a recipe; end it with `return train.recipe { ... }`", path)
   end

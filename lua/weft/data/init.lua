@@ -1,0 +1,110 @@
+-- data: captioned pictures and plain text, ready to train on.
+local A = require "weft.args"
+local files = require "weft.files"
+local find = require "weft.data.pairs"
+local split = require "weft.data.split"
+local Dataset = require "weft.data.captioned"
+
+local M = { find = find.find, split = split.by_caption }
+
+local SPECIAL = { "<pad>", "<s>", "</s>", "<image>" }
+
+-- A tokenizer trained on the training captions, unless one is given or named.
+local function tokenizer_of(o, rows, text)
+  local tokenizers = require "weft.io.tokenizer"
+  local t = o.given
+  if not t and o.tokenizer ~= "" then
+    local message
+    t, message = tokenizers.load(o.tokenizer)
+    if not t then A.raise("data.tokenizer: %s", message) end
+  end
+  if not t then
+    local lines = {}
+    for i, r in ipairs(rows) do lines[i] = r.caption end
+    for _, line in ipairs(text or {}) do lines[#lines + 1] = line end
+    t = tokenizers.train(lines, { vocab_size = o.vocab, special_tokens = SPECIAL })
+  end
+  local ids = { pad = t:id "<pad>", bos = t:id "<s>", eos = t:id "</s>" }
+  for name, id in pairs { pad = ids.pad or false, bos = ids.bos or false, eos = ids.eos or false } do
+    if not id then A.raise("the tokenizer has no %s token; <pad>, <s> and </s> must be three ids of their own", name) end
+  end
+  if ids.pad == ids.bos or ids.pad == ids.eos or ids.bos == ids.eos then
+    A.raise("the tokenizer's <pad>, <s> and </s> must be three different ids, got %d, %d and %d", ids.pad, ids.bos, ids.eos)
+  end
+  return t, ids
+end
+
+-- BOS, tokens, EOS; EOS survives the cut.
+local function encode(t, special, caption, length)
+  local ids = t:encode(caption)
+  local cut = #ids > length - 2
+  local out = { special.bos }
+  for i = 1, math.min(#ids, length - 2) do out[#out + 1] = ids[i] end
+  out[#out + 1] = special.eos
+  return out, cut, #ids
+end
+
+---Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
+---@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, threads, cache, flip
+---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
+function M.captioned(c, o)
+  c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
+    threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
+  local pairs_, counts = find.find(c.root, c.kind)
+  if not pairs_ then error("data: " .. counts, 0) end
+  if c.limit > 0 and #pairs_ > c.limit then
+    for i = #pairs_, c.limit + 1, -1 do pairs_[i] = nil end
+  end
+  local image_ids, caption_ids, n_images, n_captions = {}, {}, 0, 0
+  for _, p in ipairs(pairs_) do
+    local bytes, message = files.read(p.path)
+    if not bytes then error("data: " .. message, 0) end
+    local hash, key = files.hash(bytes), p.caption:lower()
+    if not image_ids[hash] then
+      n_images = n_images + 1
+      image_ids[hash] = n_images
+    end
+    if not caption_ids[key] then
+      n_captions = n_captions + 1
+      caption_ids[key] = n_captions
+    end
+    p.image_id, p.caption_id = image_ids[hash], caption_ids[key]
+  end
+  local train, test = split.by_caption(pairs_, c.held_out, o.seed)
+  if o.dir and not o.tokenizer then
+    local saved = o.dir .. "/tokenizer.json"
+    if files.exists(saved) then o.tokenizer = assert(require("weft.io.tokenizer").load(saved)) end
+  end
+  local t, special = tokenizer_of({ given = o.tokenizer, tokenizer = c.tokenizer, vocab = c.vocab }, train)
+  local cut, longest = 0, 0
+  for _, r in ipairs(pairs_) do
+    local was_cut, n
+    r.ids, was_cut, n = encode(t, special, r.caption, c.length)
+    cut, longest = cut + (was_cut and 1 or 0), math.max(longest, n)
+  end
+  local image = require "weft.io.image"
+  local options = { size = c.size, resize = c.resize, length = c.length, pad = special.pad, threads = c.threads, cache = c.cache,
+    flip = c.flip, mean = image.mean, std = image.std }
+  local data = { train = Dataset.new(train, options), test = Dataset.new(test, options), tokenizer = t, special = special,
+    vocab = t.size, length = c.length, size = c.size }
+  data.notes = {
+    ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; %d without a caption left out")
+      :format(#pairs_, n_images, #train, #test, counts.without),
+    ("captions: %d distinct, %.1f %% cut at %d tokens, longest %d, %d empty; vocabulary %d")
+      :format(n_captions, 100 * cut / #pairs_, c.length, longest, counts.empty, t.size),
+    ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
+      :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
+  }
+  function data:save(dir)
+    local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
+    if not ok then error(message, 0) end
+  end
+  return data
+end
+
+---Token ids of a text as this data encodes captions.
+function M.encode(data, caption)
+  return (encode(data.tokenizer, data.special, caption, data.length))
+end
+
+return M

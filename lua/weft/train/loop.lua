@@ -1,0 +1,172 @@
+-- loop.lua: epochs, batches and the whole of a training run, from the start table to result.json.
+local autograd = require "weft.autograd"
+local files = require "weft.files"
+local phases = require "weft.train.phases"
+local C = require("weft.core").lib
+
+local M = {}
+
+local function commas(n) return (require("weft.nn").commas(n)) end
+
+---The start table: batch arithmetic, parameters by part, what the data left out.
+function M:print_start()
+  local o, log = self.options, self.log
+  local pictures = self.data.train:size()
+  log:line("run %s", self.dir)
+  for _, w in ipairs(self.warnings or {}) do log:line("note: %s", w) end
+  for _, line in ipairs(self.data.notes or {}) do log:line("%s", line) end
+  log:line("batch %d x accumulate %d = %d pictures a step; %d pictures, %d steps an epoch, %d epochs, %d steps",
+    o.batch, o.accumulate, o.batch * o.accumulate, pictures, o.steps_per_epoch, o.epochs, o.steps_per_epoch * o.epochs)
+  for _, key in ipairs(self.model._order) do
+    local child = self.model._children[key]
+    if child and child:count() > 0 then log:line("  %-12s %14s parameters", key, commas(child:count())) end
+  end
+  for _, key in ipairs(self.model._order) do
+    local child = self.model._children[key]
+    local ok, line = pcall(function() return require("weft.peft").describe(child) end)
+    if child and ok and line then log:line("%s: %s", key, line) end
+  end
+end
+
+---Iterates over epochs still to do, entering phases and evaluating at their ends.
+function M:epochs()
+  return function()
+    if self.epoch > self.options.epochs then return nil end
+    if self.entered_epoch then return nil end
+    self.entered_epoch = true
+    self:enter_phase()
+    return self.epoch
+  end
+end
+
+---Iterates over what is left of the current epoch, batch by batch.
+function M:batches()
+  local o = self.options
+  local reader = self.data.train:reader {
+    epoch = self.epoch, position = self.position, batch = o.batch, accumulate = o.accumulate,
+    limit = o.steps_per_epoch * o.accumulate, seed = o.seed,
+    covered = function(ids) return self.model.features_cached and self.model:features_cached(ids) end,
+  }
+  return function()
+    local batch = reader()
+    if batch then
+      self.waited = (self.waited or 0) + (batch.waited or 0)
+      return batch
+    end
+    self.epoch, self.position, self.entered_epoch = self.epoch + 1, 0, false
+  end
+end
+
+---One micro-step of a batch; counts, logs and saves at the end of a step.
+function M:train_step(batch, fn)
+  self:micro_step(batch, fn)
+  self.position = self.position + 1
+  if batch.micro == self.options.accumulate then self:report(batch) end
+end
+
+local function eta(seconds)
+  return seconds < 90 and ("%ds"):format(seconds) or seconds < 5400 and ("%dmin"):format(seconds / 60) or ("%.1fh"):format(seconds / 3600)
+end
+
+---Writes the step to metrics.jsonl and the status line.
+function M:report(batch)
+  local o = self.options
+  local now = files.clock()
+  local since = now - (self.last_report or self.started)
+  self.last_report = now
+  local rate = 0
+  for _, group in ipairs(self.optimizer.groups) do rate = math.max(rate, group.lr) end
+  local row = { phase = self.phase.index, epoch = self.epoch, step = self.step, lr = rate, grad_norm = self.norm,
+    seconds = self:seconds(), images = #batch.indices * o.accumulate, skipped = self.skipped }
+  for name, v in pairs(self.sums) do row["loss_" .. name] = v end
+  local extra = self.model.metrics and self.model:metrics() or {}
+  for k, v in pairs(extra) do row[k] = v end
+  for k, v in pairs(row) do
+    if type(v) == "number" and (v ~= v or math.abs(v) == math.huge) then row[k] = tostring(v) end
+  end
+  self.log:metrics(row)
+  local parts = {}
+  for name, v in pairs(self.sums) do
+    if name ~= "total" then parts[#parts + 1] = ("%s %.3f"):format(name, v) end
+  end
+  table.sort(parts)
+  local total_steps = o.steps_per_epoch * o.epochs
+  self.pace = self.pace and 0.95 * self.pace + 0.05 * since or since
+  self.log:status(("%s  epoch %d/%d  step %d/%d  loss %.3f (%s)  lr %.2e  norm %.2f  %.0f img/s  wait %.0f%%  %d MiB  ETA %s")
+    :format(self.phase.name, self.epoch, o.epochs, self.step, total_steps, self.sums.total, table.concat(parts, " "), rate, self.norm,
+      #batch.indices * o.accumulate / math.max(since, 1e-9), 100 * (self.waited or 0) / math.max(since, 1e-9),
+      tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, eta((total_steps - self.step) * self.pace)),
+    self.step % o.log_every == 0 or self.step == total_steps)
+  self.waited = 0
+  local every = o.checkpoint_every
+  if every > 0 and self.step % every == 0 then self:save() end
+  if C.weft_interrupt_pending and C.weft_interrupt_pending() then
+    self:save()
+    error({ stopped = true }, 0)
+  end
+end
+
+---Evaluates everything that the recipe names, under a label such as "before" or "Phase 1".
+function M:evaluate(label)
+  local values = {}
+  self.model:eval()
+  autograd.no_grad(function()
+    for _, fn in ipairs(self.recipe.evaluate) do
+      for k, v in pairs(fn(self)) do values[k] = v end
+    end
+  end)
+  self.model:train()
+  self.history = self.history or {}
+  table.insert(self.history, { label = label, step = self.step, values = values })
+  local parts = {}
+  for k, v in pairs(values) do
+    if type(v) == "number" then parts[#parts + 1] = ("%s %.3f"):format(k, v) end
+  end
+  table.sort(parts)
+  self.log:line("%s: %s", label, table.concat(parts, "  "))
+  return values
+end
+
+---The whole run: what `weft train` does.
+function M:train()
+  local o, log = self.options, self.log
+  self.started = files.clock()
+  self.model:train()
+  if self.step > 0 then self:resume_check() end
+  self:print_start()
+  if not self.history then self:evaluate "before" end
+  local losses = function(batch) return self.model:losses(batch) end
+  while self.epoch <= o.epochs do
+    for _ in self:epochs() do
+      for batch in self:batches() do self:train_step(batch, losses) end
+    end
+    local ended = phases.at(self.plan, self.epoch - 1)
+    if self.epoch - 1 == ended.last then
+      self:evaluate(ended.name)
+      self.kept = self.kept or {}
+      self.kept[("step_%08d"):format(self.step)] = true
+      self:save()
+    end
+  end
+  return self:finish()
+end
+
+---result.json, and the recipe's own last words (sheets, adapters).
+function M:finish()
+  local checkpoint = require "weft.train.checkpoint"
+  local result = { phase = self.phase.index, epoch = self.epoch - 1, step = self.step, trainable = self.trainable, skipped = self.skipped,
+    seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
+    hashes = { initial = self.hashes.initial, data = self.hashes.data, final = checkpoint.checksum(self.model:state_dict()) },
+    evaluations = self.history, losses = self.sums }
+  for k, v in pairs(self.history[#self.history].values) do result[k] = v end
+  if self.recipe.finish then
+    self.model:eval()
+    autograd.no_grad(function() self.recipe.finish(self, result) end)
+  end
+  local ok, message = require("weft.io.json").write(self.dir .. "/result.json", result)
+  if not ok then error(message, 0) end
+  self.log:line("done in %s: %s/result.json", eta(result.seconds), self.dir)
+  return result
+end
+
+return M
