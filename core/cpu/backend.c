@@ -10,12 +10,7 @@ static const char *const names[N_PATHS] = {"plain", "avx2", "avx512"};
 #define SYMBOL(isa, name) weft_cpu_##isa##_##name
 
 // Rows without a kernel of their own (views, composites) leave NULL.
-#ifdef WEFT_PARTIAL
-#define MAYBE __attribute__((weak))
-#else
-#define MAYBE
-#endif
-#define DECLARE_KERNEL(isa, name) MAYBE weft_status SYMBOL(isa, name)(const weft_call *);
+#define DECLARE_KERNEL(isa, name) weft_status SYMBOL(isa, name)(const weft_call *);
 #define DECLARE_STRIDED DECLARE_KERNEL
 #define DECLARE_ELEMENTWISE DECLARE_KERNEL
 #define DECLARE_INPLACE DECLARE_KERNEL

@@ -2,14 +2,9 @@
 #include "../core.h"
 #include <string.h>
 
-#ifdef WEFT_PARTIAL
-#define MAYBE __attribute__((weak))
-#else
-#define MAYBE
-#endif
 #define OP(name, family, kind, inputs, outputs, attrs, dtypes, saves, shape, grad, doc) \
-    MAYBE weft_status shape_##shape(weft_shape_call *call); \
-    MAYBE weft_status grad_##grad(weft_grad_call *call);
+    weft_status shape_##shape(weft_shape_call *call); \
+    weft_status grad_##grad(weft_grad_call *call);
 #include "ops.def"
 #undef OP
 
