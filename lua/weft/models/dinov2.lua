@@ -1,0 +1,290 @@
+-- dinov2.lua: the DINOv2 vision transformer. Modules are named as in Hugging Face's files.
+-- Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, arXiv 2309.16588.
+local A = require "weft.args"
+local nn = require "weft.nn"
+local ops = require("weft.ops").functions
+local initial = require "weft.nn.initial"
+local configs = require "weft.models.dinov2_config"
+local keys = require "weft.models.dinov2_keys"
+local pos_interp = require "weft.models.pos_interp"
+local weft_version_of = require("weft.core").lib.weft_version_of
+
+-- What fills weights when training from scratch.
+local function draws(config)
+  return { weight = initial.trunc_normal(config.initializer_range), token = initial.normal(1e-6) }
+end
+
+-- --- embeddings
+local PatchEmbeddings = nn.Module "PatchEmbeddings"
+
+function PatchEmbeddings:init(c, how)
+  self.patch = c.patch_size
+  self.projection = nn.Conv2d(c.num_channels, c.hidden_size, { kernel = c.patch_size, stride = c.patch_size, init = how.weight })
+end
+
+---pixels [B, C, H, W] -> [B, H/p * W/p, d], rows of patches, patches a row
+function PatchEmbeddings:forward(pixels)
+  local shape, p = pixels.shape, self.patch
+  if #shape ~= 4 then A.raise("dinov2: pixels [B, 3, H, W] are expected, got %d dims", #shape) end
+  if shape[3] % p ~= 0 or shape[4] % p ~= 0 or shape[3] == 0 or shape[4] == 0 then
+    A.raise("dinov2: pixels of %d x %d: height and width must be multiples of the patch, %d", shape[3], shape[4], p)
+  end
+  local y = self.projection(pixels)
+  return y:flatten(3):transpose(2, 3), shape[3] / p, shape[4] / p
+end
+
+local Embeddings = nn.Module "Embeddings"
+
+function Embeddings:init(c, how)
+  local d, g = c.hidden_size, math.floor(c.image_size / c.patch_size)
+  self.rule, self.cache, self.rate = c.pos_interp, {}, c.hidden_dropout_prob
+  self:parameter("cls_token", { 1, 1, d }, how.token)
+  if c.use_mask_token then self:parameter("mask_token", { 1, d }, initial.zeros) end
+  if c.num_register_tokens > 0 then
+    self:parameter("register_tokens", { 1, c.num_register_tokens, d }, how.token)
+  end
+  self.patch_embeddings = PatchEmbeddings(c, how)
+  self:parameter("position_embeddings", { 1, 1 + g * g, d }, how.weight)
+  if self.rate > 0 then self.dropout = nn.Dropout(self.rate) end
+end
+
+-- Positions for a grid. A frozen table is resized once for each size: the entry holds until the table
+-- is another one or was written to.
+function Embeddings:positions(h, w, rule)
+  local t = self.position_embeddings
+  if t.requires_grad then return (pos_interp.resize(t, h, w, rule)) end
+  local at = ("%dx%d %s"):format(h, w, rule)
+  local stamp = ("%s %s %d"):format(tostring(t.p), tostring(t.gen), weft_version_of(t.p))
+  local entry = self.cache[at]
+  if not entry or entry.stamp ~= stamp then
+    local made = require("weft.autograd").no_grad(pos_interp.resize, t, h, w, rule)
+    entry = { stamp = stamp, tensor = made == t and t or made:keep() }
+    self.cache[at] = entry
+  end
+  return entry.tensor
+end
+
+---pixels [B, 3, H, W] -> [B, 1 + registers + N, d], grid
+function Embeddings:forward(pixels, mask, rule)
+  local x, h, w = self.patch_embeddings(pixels)
+  local batch, d = x:size(1), x:size(3)
+  if mask then
+    if not self.mask_token then A.raise("dinov2: a mask was given, but this model has no mask token") end
+    if mask:size(1) ~= batch or mask:size(-1) ~= h * w then
+      A.raise("dinov2: mask [%s] does not fit %d pictures of %d patches", table.concat(mask.shape, ","), batch, h * w)
+    end
+    x = ops.where(mask:unsqueeze(3), self.mask_token, x)
+  end
+  local positions = self:positions(h, w, rule or self.rule)
+  x = ops.cat({ self.cls_token:expand(batch, 1, d), x }, 2) + positions
+  if self.register_tokens then
+    -- registers have no position: they go in after positions were added
+    local n = self.register_tokens:size(2)
+    x = ops.cat({ x:narrow(2, 1, 1), self.register_tokens:expand(batch, n, d), x:narrow(2, 2, h * w) }, 2)
+  end
+  if self.dropout then x = self.dropout(x) end
+  return x, { h = h, w = w }
+end
+
+-- --- one block
+local SelfAttention = nn.Module "SelfAttention"
+
+function SelfAttention:init(c, how)
+  local d, o = c.hidden_size, { bias = c.qkv_bias, init = how.weight }
+  self.heads, self.rate = c.num_attention_heads, c.attention_probs_dropout_prob
+  self.query, self.key, self.value = nn.Linear(d, d, o), nn.Linear(d, d, o), nn.Linear(d, d, o)
+end
+
+local function split_heads(x, heads)
+  return (x:reshape(x:size(1), x:size(2), heads, x:size(3) / heads):transpose(2, 3))
+end
+
+---x [B, N, d] -> [B, N, d]
+function SelfAttention:forward(x)
+  local q, k, v = split_heads(self.query(x), self.heads), split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
+  local p = self.training and self.rate or 0
+  local y = ops.scaled_dot_product_attention(q, k, v, nil, false, 0, p, p > 0 and self:rng "attention" or nil)
+  return (y:transpose(2, 3):reshape(x.shape))
+end
+
+---What each position looks at: x [B, N, d] -> weights [B, heads, N, N]. For looking, not for training.
+function SelfAttention:weights(x)
+  local q, k = split_heads(self.query(x), self.heads), split_heads(self.key(x), self.heads)
+  return (ops.softmax(ops.matmul(q, k:t()) * (q:size(4) ^ -0.5), -1))
+end
+
+local SelfOutput = nn.Module "SelfOutput"
+function SelfOutput:init(c, how) self.dense = nn.Linear(c.hidden_size, c.hidden_size, { init = how.weight }) end
+function SelfOutput:forward(x) return self.dense(x) end
+
+local Attention = nn.Module "Attention"
+function Attention:init(c, how) self.attention, self.output = SelfAttention(c, how), SelfOutput(c, how) end
+function Attention:forward(x) return self.output(self.attention(x)) end
+
+local MLP = nn.Module "MLP"
+function MLP:init(c, how)
+  local d, wide = c.hidden_size, configs.hidden_features(c)
+  self.fc1, self.fc2 = nn.Linear(d, wide, { init = how.weight }), nn.Linear(wide, d, { init = how.weight })
+end
+function MLP:forward(x) return self.fc2(ops.gelu(self.fc1(x))) end
+
+local SwiGLU = nn.Module "SwiGLU"
+function SwiGLU:init(c, how)
+  local d, wide = c.hidden_size, configs.hidden_features(c)
+  self.wide = wide
+  self.weights_in, self.weights_out = nn.Linear(d, 2 * wide, { init = how.weight }), nn.Linear(wide, d, { init = how.weight })
+end
+function SwiGLU:forward(x)
+  local y = self.weights_in(x)
+  return self.weights_out(ops.silu(y:narrow(-1, 1, self.wide)) * y:narrow(-1, self.wide + 1, self.wide))
+end
+
+local LayerScale = nn.Module "LayerScale"
+function LayerScale:init(c) self:parameter("lambda1", { c.hidden_size }, initial.constant(c.layerscale_value)) end
+function LayerScale:forward(x) return x * self.lambda1 end
+
+local Layer = nn.Module "Layer"
+
+function Layer:init(c, how)
+  local d, eps = c.hidden_size, { eps = c.layer_norm_eps }
+  self.norm1, self.attention, self.layer_scale1 = nn.LayerNorm(d, eps), Attention(c, how), LayerScale(c)
+  self.norm2, self.mlp = nn.LayerNorm(d, eps), (c.use_swiglu_ffn and SwiGLU or MLP)(c, how)
+  self.layer_scale2 = LayerScale(c)
+  if c.drop_path_rate > 0 then self.drop_path = nn.DropPath(c.drop_path_rate) end
+end
+
+function Layer:forward(x)
+  local a = self.layer_scale1(self.attention(self.norm1(x)))
+  x = x + (self.drop_path and self.drop_path(a) or a)
+  local m = self.layer_scale2(self.mlp(self.norm2(x)))
+  return x + (self.drop_path and self.drop_path(m) or m)
+end
+
+local Encoder = nn.Module "Encoder"
+function Encoder:init(c, how)
+  local layers = {}
+  for i = 1, c.num_hidden_layers do layers[i] = Layer(c, how) end
+  self.layer = nn.ModuleList(layers)
+end
+
+-- --- the model
+local Dinov2 = nn.Module "Dinov2"
+
+---@param spec string|table  a size ("base", "base-registers", "tiny", ...) or keys of config.json
+function Dinov2:init(spec)
+  local c = configs.complete(spec)
+  local how = draws(c)
+  self.config = c
+  self.embeddings, self.encoder = Embeddings(c, how), Encoder(c, how)
+  self.layernorm = nn.LayerNorm(c.hidden_size, { eps = c.layer_norm_eps })
+end
+
+function Dinov2:describe()
+  local c = self.config
+  return ("%d wide, %d layers, positions by %s"):format(c.hidden_size, c.num_hidden_layers, c.pos_interp)
+end
+
+---@class weft.Dinov2Output
+---@field last_hidden_state weft.Tensor  [B, 1 + registers + N, d], after the final norm
+---@field pooler_output weft.Tensor      [B, d], the CLS position of it (cls is the same)
+---@field cls weft.Tensor
+---@field registers weft.Tensor?         [B, registers, d]
+---@field patches weft.Tensor            [B, N, d]
+---@field grid { h: integer, w: integer }
+---@field hidden_states weft.Tensor[]?   before the final norm: embeddings, then each layer
+
+---@param pixels weft.Tensor  [B, 3, H, W], normalised; sides are multiples of the patch
+---@param options? table  mask (bool [B, N]: patches replaced by the mask token), hidden_states (false),
+---  pos_interp (rule for this call)
+---@return weft.Dinov2Output
+function Dinov2:forward(pixels, options)
+  local o = A.options(options, { mask = A.none, hidden_states = false, pos_interp = A.none }, "dinov2")
+  local x, grid = self.embeddings(pixels, o.mask, o.pos_interp)
+  local states = o.hidden_states and { x } or nil
+  for _, layer in ipairs(self.encoder.layer) do
+    x = layer(x)
+    if states then states[#states + 1] = x end
+  end
+  local y = self.layernorm(x)
+  local n, registers = grid.h * grid.w, self.config.num_register_tokens
+  local cls = y:select(2, 1)
+  return {
+    last_hidden_state = y, pooler_output = cls, cls = cls, grid = grid, hidden_states = states,
+    registers = registers > 0 and y:narrow(2, 2, registers) or nil,
+    patches = y:narrow(2, 2 + registers, n),
+  }
+end
+
+---Attention weights of a layer (counted from 1; the last by default): [B, heads, N', N'].
+---@param pixels weft.Tensor
+---@param options? table layer
+function Dinov2:attention(pixels, options)
+  local last = self.config.num_hidden_layers
+  local o = A.options(options, { layer = last }, "attention")
+  if o.layer < 1 or o.layer > last then A.raise("attention: layer %s outside 1..%d", tostring(o.layer), last) end
+  if pixels.ndim == 3 then pixels = pixels:unsqueeze(1) end
+  local x = self.embeddings(pixels)
+  for i, layer in ipairs(self.encoder.layer) do
+    if i == o.layer then return (layer.attention.attention:weights(layer.norm1(x))) end
+    x = layer(x)
+  end
+end
+
+---Takes tensors under the names of any known stack. All or nothing; only the mask token may be missing.
+---@param state table<string, weft.Tensor>
+function Dinov2:load(state)
+  local ours = keys.translate(state)
+  if self.embeddings.mask_token and not ours["embeddings.mask_token"] then
+    ours["embeddings.mask_token"] = self.embeddings.mask_token
+  elseif not self.embeddings.mask_token then
+    ours["embeddings.mask_token"] = nil
+  end
+  return self:load_state_dict(ours)
+end
+
+-- A directory, or the name of a model in Hugging Face's local cache.
+local function find_directory(name)
+  local function exists(path)
+    local f = io.open(path .. "/config.json", "rb")
+    return f ~= nil and f:close() and path
+  end
+  if exists(name) then return name end
+  local home = os.getenv "HF_HOME" or ((os.getenv "HOME" or "") .. "/.cache/huggingface")
+  local cached = ("%s/hub/models--%s"):format(home, (name:gsub("/", "--")))
+  local f = io.open(cached .. "/refs/main", "rb")
+  if f then
+    local snapshot = f:read "*l"
+    f:close()
+    local path = cached .. "/snapshots/" .. tostring(snapshot)
+    if exists(path) then return path end
+  end
+  return nil, ("dinov2: no config.json in %s, nor in %s"):format(name, cached)
+end
+
+local M = { sizes = configs.sizes, keys = keys, Dinov2 = Dinov2 }
+
+---A new model with weights as at the start of training.
+---    local model = models.dinov2.new "base"
+---@param spec string|table
+function M.new(spec) return (Dinov2(spec)) end
+
+---A model as it lies on disk: config.json and model.safetensors in a directory, or the name of a
+---model that Hugging Face's cache holds. Other keys than those of config.json are refused.
+---@param name string
+---@param overrides? table  config keys that win, such as pos_interp, drop_path_rate
+function M.from_pretrained(name, overrides)
+  local dir, message = find_directory(name)
+  if not dir then A.raise("%s", message) end
+  local config
+  config, message = configs.read(dir .. "/config.json", overrides)
+  if not config then A.raise("%s", message) end
+  local file
+  file, message = require("weft.io.safetensors").load(dir .. "/model.safetensors")
+  if not file then A.raise("%s", message) end
+  local model = Dinov2.unfilled(Dinov2, config)
+  model:load(file)
+  rawset(model, "name", name)
+  return model:eval()
+end
+
+return setmetatable(M, { __call = function(_, spec) return (M.new(spec)) end })
