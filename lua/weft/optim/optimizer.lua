@@ -1,0 +1,294 @@
+-- optimizer.lua: what all optimizers share: parameter groups, state by parameter name, learning rates
+-- of a step. A method's own file says how one bucket of tensors moves.
+local ffi = require "ffi"
+local A = require "weft.args"
+local C = require("weft.core").lib
+local no_grad = require("weft.autograd").no_grad
+local create = require("weft.tensor").create
+local is_module = require("weft.nn.module").is_module
+local named = require "weft.optim.named"
+
+local Optimizer = {}
+
+---A new kind of optimizer. defaults: options that a group may have for itself; slots: names of the
+---tensors kept for each parameter; width: tensors that move() takes for each parameter.
+function Optimizer.class(name, defaults, slots)
+  local class = { type = name, defaults = defaults, slots = slots }
+  for key, fn in pairs(Optimizer) do class[key] = fn end
+  class.class, class.__index = nil, class
+  class.__tostring = class.describe
+  return setmetatable(class, {
+    __call = function(_, params, options)
+      local known = { schedule = A.none }
+      for key, value in pairs(defaults) do known[key] = value end
+      local self = setmetatable({ options = A.options(options, known, name), groups = {}, steps = 0, _where = {} }, class)
+      self:set_groups(params)
+      return self
+    end,
+  })
+end
+
+-- One module, one map of names, a list of tensors, or a list of groups.
+local function as_groups(params)
+  if type(params) == "table" and not is_module(params) and type(params[1]) == "table" and params[1].params ~= nil then return params end
+  return { { params = params } }
+end
+
+---Starts anew with other groups: no state, step 0.
+function Optimizer:set_groups(params)
+  if type(params) ~= "table" then
+    A.raise("%s: a module, a table of tensors or a list of groups { params = ... } is expected, got %s", self.type, A.typename(params))
+  end
+  self.groups, self._where, self.steps = {}, {}, 0
+  for _, group in ipairs(as_groups(params)) do self:add_group(group) end
+  if #self.groups == 0 then A.raise("%s: there is nothing to train: no group was given", self.type) end
+  return self
+end
+
+---Drops all state and starts anew, with the same groups or with others.
+function Optimizer:rebuild(params)
+  if params == nil then
+    params = {}
+    for i, group in ipairs(self.groups) do
+      params[i] = { params = group.entries, name = group.name, schedule = group.schedule }
+      for key in pairs(self.defaults) do params[i][key] = group[key] end
+    end
+  end
+  return self:set_groups(params)
+end
+
+---Adds a group: { params = module or tensors, name =, lr =, schedule =, ... }. Parameters that are
+---frozen now are left out; a group with none that trains is an error. Others keep their state.
+function Optimizer:add_group(group)
+  local number = #self.groups + 1
+  local known = { params = A.required, name = "group " .. number, schedule = self.options.schedule or A.none }
+  for key in pairs(self.defaults) do known[key] = self.options[key] end
+  local g = A.options(group, known, self.type .. ": group " .. tostring(group.name or number))
+  local where = ("%s: %s"):format(self.type, g.name)
+  if g.schedule ~= nil and type(g.schedule) ~= "function" and type(g.schedule) ~= "table" then
+    A.raise("%s: schedule: a function of the step is expected, got %s", where, A.typename(g.schedule))
+  end
+  if type(g.lr) ~= "number" or not (g.lr >= 0) then A.raise("%s: lr: a number from 0 is expected, got %s", where, tostring(g.lr)) end
+  for _, other in ipairs(self.groups) do
+    if other.name == g.name then A.raise("%s: there are two groups of this name", where) end
+  end
+  local entries, seen, frozen, names = {}, {}, 0, {}
+  for _, other in ipairs(self.groups) do
+    for _, e in ipairs(other.entries) do names[e.name] = other.name end
+  end
+  for _, entry in ipairs(named.list(g.params, where, g.name .. ".")) do
+    local name, t = entry[1], entry[2]
+    local id = named.id(t)
+    if not t.requires_grad then
+      frozen = frozen + 1
+    elseif not seen[id] then
+      if self._where[id] then A.raise("%s: %s is already in %s", where, name, self._where[id]) end
+      if names[name] then A.raise("%s: two tensors are called %s (the other is in %s)", where, name, names[name]) end
+      names[name] = g.name
+      if not t.dtype:find "^float[36]" then A.raise("%s: %s is %s; float32 or float64 is expected", where, name, t.dtype) end
+      seen[id] = name
+      entries[#entries + 1] = { name, t, name = name, t = t, steps = 0 }
+    end
+  end
+  if #entries == 0 then
+    A.raise("%s: there is nothing to train: %s", where, frozen > 0 and ("all %d parameters are frozen"):format(frozen) or "no parameter was given")
+  end
+  for id in pairs(seen) do self._where[id] = g.name end
+  g.params, g.entries = nil, entries
+  g.list = ffi.new("const weft_tensor *[?]", #entries * (2 + #self.slots))
+  self.groups[number] = g
+  return self
+end
+
+---All entries { name =, t = } in order.
+function Optimizer:entries()
+  local list = {}
+  for _, group in ipairs(self.groups) do
+    for _, e in ipairs(group.entries) do list[#list + 1] = e end
+  end
+  return list
+end
+
+---The parameters, in order.
+function Optimizer:parameters()
+  local list = {}
+  for i, e in ipairs(self:entries()) do list[i] = e.t end
+  return list
+end
+
+---The learning rate of each group at a step, by default the next one.
+---@param step? integer  from 0
+---@return number[]
+function Optimizer:lrs(step)
+  local out = {}
+  for i, g in ipairs(self.groups) do out[i] = g.lr * (g.schedule and g.schedule(step or self.steps) or 1) end
+  return out
+end
+
+function Optimizer:zero_grad()
+  for _, g in ipairs(self.groups) do
+    for _, e in ipairs(g.entries) do e.t:zero_grad() end
+  end
+  return self
+end
+
+local function new_slots(self, e)
+  for _, slot in ipairs(self.slots) do
+    local spec = e.t.shape
+    spec.dtype, spec.device = e.t.dtype, e.t.device
+    e[slot] = create.zeros(spec):keep()
+  end
+end
+
+-- Moves the parameters of a group that share step and dtype in one call, then the next such bucket.
+local function step_group(self, group, lr, grads)
+  local entries, list = group.entries, group.list
+  local waiting = 0
+  for _, e in ipairs(entries) do
+    e.grad = grads[e]
+    if e.grad then
+      if self.slots[1] and not e[self.slots[1]] and self:wants_slots(group) then new_slots(self, e) end
+      waiting = waiting + 1
+    end
+  end
+  while waiting > 0 do
+    local n, first = 0, nil
+    for _, e in ipairs(entries) do
+      if e.grad and (not first or (e.steps == first.steps and e.t.p.v.dtype == first.t.p.v.dtype)) then
+        first = first or e
+        if e ~= first then e.steps = e.steps + 1 end
+        list[n], list[n + 1] = e.t.p, e.grad
+        n = n + 2
+        for _, slot in ipairs(self.slots) do
+          list[n] = e[slot] and e[slot].p or e.grad
+          n = n + 1
+        end
+        e.grad = nil
+        waiting = waiting - 1
+      end
+    end
+    -- `first` moves its count last: the others were compared with it
+    first.steps = first.steps + 1
+    A.check(self:move(group, list, n, lr, first.steps))
+  end
+end
+
+local function take_gradients(self)
+  local grads, n = {}, 0
+  for _, g in ipairs(self.groups) do
+    for _, e in ipairs(g.entries) do
+      if e.t.requires_grad then
+        local grad = C.weft_grad(A.tensor(e.t, self.type, e.name))
+        if grad ~= nil then
+          if not C.weft_is_contiguous(grad) then
+            local copy = C.weft_contiguous(grad)
+            C.weft_free(grad)
+            if copy == nil then A.fail() end
+            grad = copy
+          end
+          grads[e] = grad
+          n = n + 1
+        end
+      end
+    end
+  end
+  if n == 0 then A.raise("%s: no parameter has a gradient; call backward() first", self.type) end
+  return grads
+end
+
+---Moves every parameter that has a gradient, and counts the step.
+---@param lrs? number[]  learning rates of the groups, in place of lr times schedule
+function Optimizer:step(lrs)
+  lrs = lrs or self:lrs()
+  if #lrs ~= #self.groups then A.raise("%s: %d learning rates for %d groups", self.type, #lrs, #self.groups) end
+  no_grad(function()
+    local grads = take_gradients(self)
+    local ok, message = pcall(function()
+      for i, group in ipairs(self.groups) do step_group(self, group, lrs[i], grads) end
+    end)
+    for _, grad in pairs(grads) do C.weft_free(grad) end
+    if not ok then error(message, 0) end
+  end)
+  self.steps = self.steps + 1
+  return self
+end
+
+---What a checkpoint holds: tensors by "slot.name" and plain numbers.
+---@return { tensors: table<string, weft.Tensor>, numbers: table }
+function Optimizer:state()
+  local tensors, counts = {}, {}
+  for _, e in ipairs(self:entries()) do
+    counts[e.name] = e.steps
+    for _, slot in ipairs(self.slots) do
+      if e[slot] then tensors[slot .. "." .. e.name] = e[slot] end
+    end
+  end
+  return { tensors = tensors, numbers = { type = self.type, steps = self.steps, counts = counts } }
+end
+
+---Takes state() back, by name. What does not fit is one error, and nothing is changed.
+function Optimizer:load_state(state)
+  A.options(state, { tensors = A.required, numbers = A.required }, self.type .. ": load_state")
+  local numbers, problems, mine = state.numbers, {}, {}
+  if numbers.type ~= self.type then A.raise("%s: load_state: the state is of %s", self.type, tostring(numbers.type)) end
+  for _, e in ipairs(self:entries()) do
+    mine[e.name] = e
+    if not numbers.counts[e.name] then problems[#problems + 1] = "missing " .. e.name end
+    for _, slot in ipairs(self.slots) do
+      local t = state.tensors[slot .. "." .. e.name]
+      if not t and (numbers.counts[e.name] or 0) > 0 and self.needs_slots then problems[#problems + 1] = ("missing %s.%s"):format(slot, e.name) end
+      if t and (table.concat(t.shape, ",") ~= table.concat(e.t.shape, ",") or t.dtype ~= e.t.dtype) then
+        problems[#problems + 1] = ("%s.%s is %s [%s], expected %s [%s]"):format(slot, e.name, t.dtype, table.concat(t.shape, ","),
+          e.t.dtype, table.concat(e.t.shape, ","))
+      end
+    end
+  end
+  for name in pairs(numbers.counts) do
+    if not mine[name] then problems[#problems + 1] = "extra " .. name end
+  end
+  for name in pairs(state.tensors) do
+    local slot, rest = name:match "^([^.]+)%.(.*)$"
+    if not mine[rest] or not self:has_slot(slot) then problems[#problems + 1] = "extra " .. name end
+  end
+  if #problems > 0 then
+    table.sort(problems)
+    A.raise("%s: load_state: %d entries do not fit:\n  %s%s", self.type, #problems,
+      table.concat(problems, "\n  ", 1, math.min(#problems, 8)), #problems > 8 and "\n  ..." or "")
+  end
+  no_grad(function()
+    for name, e in pairs(mine) do
+      e.steps = numbers.counts[name]
+      if state.tensors[self.slots[1] .. "." .. name] then
+        if not e[self.slots[1]] then new_slots(self, e) end
+        for _, slot in ipairs(self.slots) do e[slot]:copy_(state.tensors[slot .. "." .. name]) end
+      else
+        for _, slot in ipairs(self.slots) do e[slot] = nil end
+      end
+    end
+  end)
+  self.steps = numbers.steps
+  return self
+end
+
+function Optimizer:has_slot(name)
+  for _, slot in ipairs(self.slots) do
+    if slot == name then return true end
+  end
+  return false
+end
+
+---One line a group: what is in it and how it moves.
+function Optimizer:describe()
+  local commas = require("weft.nn.module").commas
+  local lines, lrs = {}, self:lrs()
+  lines[1] = ("%s at step %d"):format(self.type, self.steps)
+  for i, g in ipairs(self.groups) do
+    local n = 0
+    for _, e in ipairs(g.entries) do n = n + e.t:numel() end
+    lines[#lines + 1] = ("  %s: %s parameters in %d tensors, lr %.4g (base %.4g), weight decay %g"):format(
+      g.name, commas(n), #g.entries, lrs[i], g.lr, g.weight_decay)
+  end
+  return table.concat(lines, "\n")
+end
+
+return Optimizer
