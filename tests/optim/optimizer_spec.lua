@@ -57,7 +57,7 @@ describe("AdamW", function()
     o:step()
     -- a first step has size lr whatever the gradient is
     assert.is_true(math.abs(b:item() - 0.9) < 1e-7)
-    assert.same({ a = 4, b = 1 }, o:state().numbers.counts)
+    assert.same({ a = 4, b = 1 }, o:state().values.counts)
   end)
 
   it("does not touch a parameter that is frozen, nor one without a gradient", function()
@@ -133,7 +133,8 @@ describe("an optimizer", function()
     assert.matches("b: bias is already in a", message(optim.AdamW, {
       { name = "a", params = m }, { name = "b", params = { { "bias", m.bias } } } }))
     assert.matches("two tensors are called x", message(optim.AdamW, { { "x", m.weight }, { "x", m.bias } }))
-    assert.matches("two groups of this name", message(optim.AdamW, { { name = "a", params = { m.weight } }, { name = "a", params = { m.bias } } }))
+    assert.matches("two groups of this name", message(optim.AdamW, {
+      { name = "a", params = { m.weight } }, { name = "a", params = { m.bias } } }))
   end)
 
   it("refuses unknown options with the nearest name", function()
@@ -153,8 +154,24 @@ describe("an optimizer", function()
     assert.same({ 0.1, 0.01 }, o:lrs())
     b(a(x)):sum():backward()
     o:step()
-    assert.equal(1, o:state().numbers.counts["late.weight"])
-    assert.equal(2, o:state().numbers.counts.weight)
+    assert.equal(1, o:state().values.counts["late.weight"])
+    assert.equal(2, o:state().values.counts.weight)
+  end)
+
+  it("keeps the state of what stays when it is extended", function()
+    local a, b = leaf { 1 }, leaf { 1 }
+    local o = optim.AdamW({ { "a", a } }, { lr = 0.1 })
+    a.grad = weft.ones { 1, dtype = "float64" }
+    o:step()
+    local m = o:state().tensors["m.a"]
+    o:extend { { name = "one", params = { { "a", a } }, lr = 0.2 }, { name = "two", params = { { "b", b } }, lr = 0.3 } }
+    assert.equal(1, o.steps)
+    assert.same({ a = 1, b = 0 }, o:state().values.counts)
+    assert.is_true(o:state().tensors["m.a"] == m)
+    assert.same({ 0.2, 0.3 }, o:lrs())
+    b.grad = weft.ones { 1, dtype = "float64" }
+    o:step()
+    assert.same({ a = 2, b = 1 }, o:state().values.counts)
   end)
 
   it("loses its state in a rebuild and keeps its groups", function()
@@ -181,7 +198,7 @@ describe("an optimizer", function()
         assert(safetensors.save(path, saved.tensors))
         local q = p:detach():clone():requires_grad_()
         o = kind({ { "p", q } }, options)
-        o:load_state { tensors = assert(safetensors.load(path)), numbers = json.decode(json.encode(saved.numbers)) }
+        o:load_state { tensors = assert(safetensors.load(path)), values = json.decode(json.encode(saved.values)) }
         os.remove(path)
         p = q
       end
@@ -214,7 +231,7 @@ describe("an optimizer", function()
     local state = other:state()
     state.tensors["v.weight"] = nil
     assert.matches("missing v.weight", message(other.load_state, other, state), 1, true)
-    state.numbers.counts.extra = 1
+    state.values.counts.extra = 1
     assert.matches("extra extra", message(other.load_state, other, state), 1, true)
   end)
 
@@ -318,6 +335,6 @@ describe("EMA", function()
     b:update()
     assert.is_true(near.same(a.by_name.weight.average, b.by_name.weight.average))
     assert.equal(2, b.updates)
-    assert.matches("missing", message(b.load_state, b, { tensors = {}, numbers = { updates = 1 } }))
+    assert.matches("missing", message(b.load_state, b, { tensors = {}, values = { updates = 1 } }))
   end)
 end)

@@ -10,9 +10,11 @@ local MultiHeadAttention = module.class("MultiHeadAttention", module.base)
 ---Projections q_proj, k_proj, v_proj [heads * head_dim, ...] and o_proj [width, heads * head_dim].
 ---@param width integer  of the queries and of the result
 ---@param heads integer
----@param options? table key_width (width), value_width (key_width), head_dim (width / heads), bias (true), dropout (0, on the weights), init
+---@param options? table key_width (width), value_width (key_width), head_dim (width / heads), bias (true),
+--- dropout (0, on the weights), init
 function MultiHeadAttention:init(width, heads, options)
-  local o = A.options(options, { key_width = width, value_width = A.none, head_dim = A.none, bias = true, dropout = 0, init = A.none }, "MultiHeadAttention")
+  local o = A.options(options, { key_width = width, value_width = A.none, head_dim = A.none, bias = true,
+    dropout = 0, init = A.none }, "MultiHeadAttention")
   if type(heads) ~= "number" or heads < 1 or (not o.head_dim and width % heads ~= 0) then
     A.raise("MultiHeadAttention: %s heads do not divide a width of %s", tostring(heads), tostring(width))
   end
@@ -43,7 +45,8 @@ end
 ---@param query weft.Tensor
 ---@param key? weft.Tensor
 ---@param value? weft.Tensor
----@param options? table mask ([B, M], [B, N, M] or [B, H, N, M]: bool, true where a query may look, or added to the scores), causal (false)
+---@param options? table mask ([B, M], [B, N, M] or [B, H, N, M]: bool, true where a query may look, or
+--- added to the scores), causal (false)
 ---@return weft.Tensor  [B, N, width]
 function MultiHeadAttention:forward(query, key, value, options)
   local o = A.options(options, { mask = A.none, causal = false }, self.type)
@@ -51,7 +54,8 @@ function MultiHeadAttention:forward(query, key, value, options)
   value = value or key
   self:expect(query, self.width, "query")
   if query.ndim ~= 3 or key.ndim ~= 3 then
-    A.raise("%s: query [%s], key [%s]: [B, N, width] is expected", self:where(), table.concat(query.shape, ","), table.concat(key.shape, ","))
+    A.raise("%s: query [%s], key [%s]: [B, N, width] is expected", self:where(),
+      table.concat(query.shape, ","), table.concat(key.shape, ","))
   end
   local q, k, v = split(self, self.q_proj(query)), split(self, self.k_proj(key)), split(self, self.v_proj(value))
   local p = self.training and self.dropout or 0
@@ -60,7 +64,8 @@ function MultiHeadAttention:forward(query, key, value, options)
 end
 
 function MultiHeadAttention:describe()
-  return ("%d heads of %d%s"):format(self.heads, self.head_dim, self.dropout > 0 and (", dropout %g"):format(self.dropout) or "")
+  local dropout = self.dropout > 0 and (", dropout %g"):format(self.dropout) or ""
+  return ("%d heads of %d%s"):format(self.heads, self.head_dim, dropout)
 end
 
 return MultiHeadAttention

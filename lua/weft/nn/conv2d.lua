@@ -45,7 +45,8 @@ function Conv2d:forward(x)
 end
 
 function Conv2d:describe()
-  local text = ("%d -> %d, kernel %dx%d, stride %dx%d"):format(self.n_in, self.n_out, self.kernel_h, self.kernel_w, self.stride_h, self.stride_w)
+  local text = ("%d -> %d, kernel %dx%d, stride %dx%d"):format(self.n_in, self.n_out, self.kernel_h, self.kernel_w,
+    self.stride_h, self.stride_w)
   if self.pad_h > 0 or self.pad_w > 0 then text = text .. (", padding %dx%d"):format(self.pad_h, self.pad_w) end
   if self.groups > 1 then text = text .. (", groups %d"):format(self.groups) end
   return text

@@ -410,7 +410,9 @@ function Module:tree()
   local function walk(module, name, indent)
     local extra = module.describe and module:describe() or ""
     local total, trainable = module:count(), module:count(true)
-    local note = total == 0 and "" or trainable == 0 and "  frozen" or trainable < total and ("  %s trainable"):format(commas(trainable)) or ""
+    local note = ""
+    if total > 0 and trainable == 0 then note = "  frozen"
+    elseif trainable < total then note = ("  %s trainable"):format(commas(trainable)) end
     lines[#lines + 1] = ("%s%s%s%s%s%s"):format(indent, name ~= "" and name .. ": " or "", module.type,
       extra ~= "" and "(" .. extra .. ")" or "", total > 0 and "  " .. commas(total) or "", note)
     -- runs of children that print alike are shown once

@@ -14,10 +14,15 @@ EMA.__index = EMA
 ---@param options? { decay: number?, warmup: boolean?, every: boolean? }  0.999, true, false
 local function new(params, options)
   local o = A.options(options, { decay = 0.999, warmup = true, every = false }, "EMA")
-  if type(o.decay) ~= "number" or not (o.decay >= 0 and o.decay < 1) then A.raise("EMA: decay must lie in [0, 1), got %s", tostring(o.decay)) end
-  local self = setmetatable({ decay = o.decay, warmup = o.warmup, every = o.every, updates = 0, entries = {}, by_name = {} }, EMA)
+  if type(o.decay) ~= "number" or not (o.decay >= 0 and o.decay < 1) then
+    A.raise("EMA: decay must lie in [0, 1), got %s", tostring(o.decay))
+  end
+  local self = setmetatable({ decay = o.decay, warmup = o.warmup, every = o.every, updates = 0, entries = {},
+    by_name = {} }, EMA)
   self:track(params)
-  if #self.entries == 0 then A.raise("EMA: nothing trains, so there is nothing to average; every = true takes frozen parameters too") end
+  if #self.entries == 0 then
+    A.raise("EMA: nothing trains, so there is nothing to average; every = true takes frozen parameters too")
+  end
   return self
 end
 
@@ -90,17 +95,17 @@ function EMA:apply(fn, ...)
   return back(pcall(fn, ...))
 end
 
----@return { tensors: table<string, weft.Tensor>, numbers: table }
+---@return { tensors: table<string, weft.Tensor>, values: table }
 function EMA:state()
   if self.swapped then A.raise("EMA: the averages are swapped in; swap() them out before state()") end
   local tensors = {}
   for _, e in ipairs(self.entries) do tensors[e.name] = e.average end
-  return { tensors = tensors, numbers = { updates = self.updates, decay = self.decay } }
+  return { tensors = tensors, values = { updates = self.updates, decay = self.decay } }
 end
 
 ---Takes state() back; missing, extra or misshapen entries are one error and change nothing.
 function EMA:load_state(state)
-  A.options(state, { tensors = A.required, numbers = A.required }, "EMA: load_state")
+  A.options(state, { tensors = A.required, values = A.required }, "EMA: load_state")
   local problems = {}
   for name, t in pairs(state.tensors) do
     local e = self.by_name[name]
@@ -119,7 +124,7 @@ function EMA:load_state(state)
   no_grad(function()
     for name, t in pairs(state.tensors) do self.by_name[name].average:copy_(t) end
   end)
-  self.updates = state.numbers.updates
+  self.updates = state.values.updates
   return self
 end
 

@@ -30,14 +30,16 @@ end
 
 -- One module, one map of names, a list of tensors, or a list of groups.
 local function as_groups(params)
-  if type(params) == "table" and not is_module(params) and type(params[1]) == "table" and params[1].params ~= nil then return params end
+  local first = not is_module(params) and params[1]
+  if type(first) == "table" and first.params ~= nil then return params end
   return { { params = params } }
 end
 
 ---Starts anew with other groups: no state, step 0.
 function Optimizer:set_groups(params)
   if type(params) ~= "table" then
-    A.raise("%s: a module, a table of tensors or a list of groups { params = ... } is expected, got %s", self.type, A.typename(params))
+    A.raise("%s: a module, a table of tensors or a list of groups { params = ... } is expected, got %s",
+      self.type, A.typename(params))
   end
   self.groups, self._where, self.steps = {}, {}, 0
   for _, group in ipairs(as_groups(params)) do self:add_group(group) end
@@ -55,6 +57,23 @@ function Optimizer:rebuild(params)
     end
   end
   return self:set_groups(params)
+end
+
+---Other groups, with the state of every parameter that stays; new ones begin at their step 0. The
+---count of steps goes on.
+function Optimizer:extend(params)
+  local before, steps = {}, self.steps
+  for _, e in ipairs(self:entries()) do before[named.id(e.t)] = e end
+  self:set_groups(params)
+  for _, e in ipairs(self:entries()) do
+    local old = before[named.id(e.t)]
+    if old then
+      e.steps = old.steps
+      for _, slot in ipairs(self.slots) do e[slot] = old[slot] end
+    end
+  end
+  self.steps = steps
+  return self
 end
 
 ---Adds a group: { params = module or tensors, name =, lr =, schedule =, ... }. Parameters that are
@@ -91,10 +110,11 @@ function Optimizer:add_group(group)
     end
   end
   if #entries == 0 then
-    A.raise("%s: there is nothing to train: %s", where, frozen > 0 and ("all %d parameters are frozen"):format(frozen) or "no parameter was given")
+    A.raise("%s: there is nothing to train: %s", where,
+      frozen > 0 and ("all %d parameters are frozen"):format(frozen) or "no parameter was given")
   end
   for id in pairs(seen) do self._where[id] = g.name end
-  g.params, g.entries = nil, entries
+  g.params, g.entries, g.base_lr = nil, entries, g.lr
   g.list = ffi.new("const weft_tensor *[?]", #entries * (2 + #self.slots))
   self.groups[number] = g
   return self
@@ -213,8 +233,8 @@ function Optimizer:step(lrs)
   return self
 end
 
----What a checkpoint holds: tensors by "slot.name" and plain numbers.
----@return { tensors: table<string, weft.Tensor>, numbers: table }
+---What a checkpoint holds: tensors by "slot.name" and plain values.
+---@return { tensors: table<string, weft.Tensor>, values: table }
 function Optimizer:state()
   local tensors, counts = {}, {}
   for _, e in ipairs(self:entries()) do
@@ -223,27 +243,29 @@ function Optimizer:state()
       if e[slot] then tensors[slot .. "." .. e.name] = e[slot] end
     end
   end
-  return { tensors = tensors, numbers = { type = self.type, steps = self.steps, counts = counts } }
+  return { tensors = tensors, values = { type = self.type, steps = self.steps, counts = counts } }
 end
 
 ---Takes state() back, by name. What does not fit is one error, and nothing is changed.
 function Optimizer:load_state(state)
-  A.options(state, { tensors = A.required, numbers = A.required }, self.type .. ": load_state")
-  local numbers, problems, mine = state.numbers, {}, {}
-  if numbers.type ~= self.type then A.raise("%s: load_state: the state is of %s", self.type, tostring(numbers.type)) end
+  A.options(state, { tensors = A.required, values = A.required }, self.type .. ": load_state")
+  local values, problems, mine = state.values, {}, {}
+  if values.type ~= self.type then A.raise("%s: load_state: the state is of %s", self.type, tostring(values.type)) end
   for _, e in ipairs(self:entries()) do
     mine[e.name] = e
-    if not numbers.counts[e.name] then problems[#problems + 1] = "missing " .. e.name end
+    if not values.counts[e.name] then problems[#problems + 1] = "missing " .. e.name end
     for _, slot in ipairs(self.slots) do
       local t = state.tensors[slot .. "." .. e.name]
-      if not t and (numbers.counts[e.name] or 0) > 0 and self.needs_slots then problems[#problems + 1] = ("missing %s.%s"):format(slot, e.name) end
+      if not t and (values.counts[e.name] or 0) > 0 and self.needs_slots then
+        problems[#problems + 1] = ("missing %s.%s"):format(slot, e.name)
+      end
       if t and (table.concat(t.shape, ",") ~= table.concat(e.t.shape, ",") or t.dtype ~= e.t.dtype) then
         problems[#problems + 1] = ("%s.%s is %s [%s], expected %s [%s]"):format(slot, e.name, t.dtype, table.concat(t.shape, ","),
           e.t.dtype, table.concat(e.t.shape, ","))
       end
     end
   end
-  for name in pairs(numbers.counts) do
+  for name in pairs(values.counts) do
     if not mine[name] then problems[#problems + 1] = "extra " .. name end
   end
   for name in pairs(state.tensors) do
@@ -257,7 +279,7 @@ function Optimizer:load_state(state)
   end
   no_grad(function()
     for name, e in pairs(mine) do
-      e.steps = numbers.counts[name]
+      e.steps = values.counts[name]
       if state.tensors[self.slots[1] .. "." .. name] then
         if not e[self.slots[1]] then new_slots(self, e) end
         for _, slot in ipairs(self.slots) do e[slot]:copy_(state.tensors[slot .. "." .. name]) end
@@ -266,7 +288,7 @@ function Optimizer:load_state(state)
       end
     end
   end)
-  self.steps = numbers.steps
+  self.steps = values.steps
   return self
 end
 
