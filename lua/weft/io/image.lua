@@ -202,10 +202,10 @@ end
 ---@param picture weft.Tensor
 ---@return true?, string? message
 function image.save(path, picture)
-  if C.weft_image_write_png(path, args.tensor(picture, "image.save", "picture")) ~= C.WEFT_OK then
-    return nil, ffi.string(C.weft_error())
-  end
-  return true
+  local status = C.weft_image_write_png(path, args.tensor(picture, "image.save", "picture"))
+  if status == C.WEFT_OK then return true end
+  if status == C.WEFT_EINVAL then args.raise("image.save: %s", ffi.string(C.weft_error())) end
+  return nil, ffi.string(C.weft_error())
 end
 
 return image
