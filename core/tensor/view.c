@@ -208,6 +208,9 @@ static double load(const char *p, int dtype) {
     }
 }
 
+// LuaJIT keeps types in the payload of NaN: one that it does not know would be taken for an object.
+static double one_nan(double v) { return v != v ? (double)NAN : v; }
+
 static const char *element(const weft_view *v, int64_t i) {
     int64_t at = 0;
     for (int d = v->ndim - 1; d >= 0; d--) {
@@ -231,14 +234,14 @@ double weft_item(const weft_tensor *t) {
         weft_fail(WEFT_EINVAL, "item: a tensor of one element is expected, got %s", text);
         return NAN;
     }
-    return load(t->v.data, t->v.dtype);
+    return one_nan(load(t->v.data, t->v.dtype));
 }
 
 weft_status weft_read(const weft_tensor *t, double *out, int64_t n) {
     TRY(has_data(t, "read"));
     if (n < 0 || n > t->v.numel)
         return weft_fail(WEFT_EINVAL, "read: %lld elements of a tensor of %lld", (long long)n, (long long)t->v.numel);
-    for (int64_t i = 0; i < n; i++) out[i] = load(element(&t->v, i), t->v.dtype);
+    for (int64_t i = 0; i < n; i++) out[i] = one_nan(load(element(&t->v, i), t->v.dtype));
     return WEFT_OK;
 }
 
