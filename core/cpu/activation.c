@@ -66,12 +66,12 @@ BOTH(GRADIENT, gelu_backward)
     } \
     /* 0.5 x (1 + tanh(u)) = x logistic(2u), u = sqrt(2 / pi) (x + 0.044715 x^3) */ \
     ALWAYS_INLINE T gelu_tanh_##s(T x) { \
-        T b = BOUND(x, (T)20), slope; \
+        T b = BOUND(x, (T)60), slope; \
         T v = (T)1.59576912160573071 * b * ((T)1 + (T)0.044715 * b * b); \
-        return FLOOR(x, (T)20) * logistic_##s(v, &slope); \
+        return FLOOR(x, (T)60) * logistic_##s(v, &slope); \
     } \
     ALWAYS_INLINE T gelu_tanh_backward_##s(T dy, T x) { \
-        T b = BOUND(x, (T)20), slope; \
+        T b = BOUND(x, (T)60), slope; \
         T v = (T)1.59576912160573071 * b * ((T)1 + (T)0.044715 * b * b); \
         T dv = (T)1.59576912160573071 * ((T)1 + (T)0.134145 * b * b); \
         T y = logistic_##s(v, &slope); \
