@@ -1,0 +1,95 @@
+-- itm.lua: image-text matching: is this picture with this caption? Hard negatives are drawn by how
+-- similar they look; the sample's own id and equal captions never are. ALBEF (Li et al. 2021).
+local A = require "weft.args"
+local module = require "weft.nn.module"
+local autograd = require "weft.autograd"
+local create = require("weft.tensor").create
+local ops = require("weft.ops").functions
+local Linear = require "weft.nn.linear"
+
+local ITM = module.class("ITM", module.base)
+
+---@param options table  width (of the fused feature), source ("queue": queue and batch; "batch")
+function ITM:init(options)
+  local o = A.options(options, { width = A.required, source = "queue", eps = 1e-4 }, "ITM")
+  if o.source ~= "queue" and o.source ~= "batch" then A.choice(o.source, { queue = 1, batch = 1 }, "ITM", "source") end
+  self.source, self.eps = o.source, o.eps
+  self.head = Linear(o.width, 2)
+  self.skipped_rows = 0
+end
+
+---Weights of candidates [B, columns] from keys' similarity over tau: softmax + eps, 0 where excluded.
+function ITM.weights(sim, excluded, eps)
+  return (ops.masked_fill(ops.softmax(sim) + eps, excluded, 0))
+end
+
+-- Rows of batch or queue by candidate index; -1 takes row 1 of the batch (its loss is left out).
+local function pick(index, B, batch_rows, queue_rows)
+  local zero = create.full { value = 0, dtype = "int64" }
+  if not queue_rows then return (ops.index_select(batch_rows, 1, ops.clamp(index, 0, B - 1))) end
+  local n = queue_rows:size(1)
+  local from_batch = ops.index_select(batch_rows, 1, ops.clamp(index, 0, B - 1))
+  local from_queue = ops.index_select(queue_rows, 1, ops.clamp(index - B, 0, n - 1)):to(batch_rows.dtype)
+  local in_batch = ops.lt(index, B + zero)
+  local shape = { index:size(1) }
+  for i = 2, batch_rows.ndim do shape[i] = 1 end
+  return (ops.where(in_batch:reshape(shape), from_batch, from_queue))
+end
+
+---@param fuse function  (V [n, N, w], ids [n, L], mask [n, L]) -> fused feature [n, width]
+---@param V weft.Tensor  compressed patches [B, N, w]
+---@param pair table  what ITC returned
+---@param batch table  ids [B, L], mask [B, L]
+---@param queue? table  with fields tokens, mask, patches beside ITC's
+---@return weft.Tensor|nil loss  mean over the 3B pairs that have one
+function ITM:forward(fuse, V, pair, batch, queue)
+  local B = pair.batch
+  local columns = pair.sim_i2t:size(2)
+  local excluded = ops.logical_or(pair.positive, pair.left_out)
+  local use_queue = self.source == "queue" and queue and columns > B
+  local sims = { pair.sim_i2t, pair.sim_t2i }
+  if not use_queue then
+    for i = 1, 2 do sims[i] = ops.narrow(sims[i], 2, 1, B) end
+    excluded = ops.narrow(excluded, 2, 1, B)
+  end
+  local text_index, image_index = autograd.no_grad(function()
+    local a = ops.multinomial(ITM.weights(sims[1], excluded, self.eps), 1, false, self:rng "texts"):reshape { B }
+    local b = ops.multinomial(ITM.weights(sims[2], excluded, self.eps), 1, false, self:rng "pictures"):reshape { B }
+    return a, b
+  end)
+  local function field(name) return use_queue and queue:get(name) or nil end
+  local negative_ids = pick(text_index, B, batch.ids, field "tokens")
+  local negative_mask = pick(text_index, B, batch.mask:to "int64", use_queue and field("mask"):to "int64" or nil):to "bool"
+  local negative_V = pick(image_index, B, V, field "patches")
+  local feature = fuse(ops.cat({ V, V, negative_V }, 1), ops.cat({ batch.ids, negative_ids, batch.ids }, 1),
+    ops.cat({ batch.mask, negative_mask, batch.mask }, 1))
+  local logits = self.head(feature)
+  -- 1: a pair, 0: no pair, -100: nothing could be drawn
+  local target = create.full { 3 * B, value = 1, dtype = "int64" }
+  local t, ti, ii, valid = target:data(), text_index:data(), image_index:data(), 0
+  for i = 0, B - 1 do
+    t[B + i] = ti[i] < 0 and -100 or 0
+    t[2 * B + i] = ii[i] < 0 and -100 or 0
+    valid = valid + (ti[i] < 0 and 0 or 1) + (ii[i] < 0 and 0 or 1)
+  end
+  self.skipped_rows = self.skipped_rows + 2 * B - valid
+  if valid == 0 then return nil end
+  local guess = logits:detach():argmax(2):data()
+  local right = 0
+  for i = 0, 3 * B - 1 do
+    if t[i] >= 0 and guess[i] == t[i] then right = right + 1 end
+  end
+  self.accuracy, self.majority = right / (B + valid), math.max(B, valid) / (B + valid)
+  return (ops.cross_entropy(logits, target))
+end
+
+---Log-odds that pictures and captions match [n]: what re-ranking and accuracy read.
+function ITM:score(feature)
+  local logits = self.head(feature)
+  return (ops.select(logits, 2, 2) - ops.select(logits, 2, 1))
+end
+
+function ITM:extra_state() return { skipped_rows = self.skipped_rows } end
+function ITM:load_extra_state(s) self.skipped_rows = s.skipped_rows end
+
+return ITM

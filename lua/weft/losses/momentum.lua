@@ -1,0 +1,62 @@
+-- momentum.lua: a slowly moving copy of the trainable parameters, for keys and soft targets:
+-- p_m = m p_m + (1 - m) p, once after each optimizer step (ALBEF, MoCo).
+local A = require "weft.args"
+local module = require "weft.nn.module"
+local autograd = require "weft.autograd"
+local C = require("weft.core").lib
+
+local Momentum = module.class("Momentum", module.base)
+
+---@param owner table  the module whose parameters are followed (not a child of this one)
+---@param options table  momentum, only (function of a name: which parameters)
+function Momentum:init(owner, options)
+  local o = A.options(options, { momentum = 0.995, only = function() return true end }, "Momentum")
+  self.momentum = o.momentum
+  rawset(self, "owner", owner)
+  rawset(self, "places", {})
+  for name, t, m, key in owner:named_parameters() do
+    if o.only(name) then
+      local shadow = name:gsub("%.", "/")
+      self:register_buffer(shadow, t:detach():clone())
+      table.insert(self.places, { module = m, key = key, shadow = shadow })
+    end
+  end
+end
+
+---Makes the copy equal to the parameters: at the start, once they have their first values.
+function Momentum:reset()
+  autograd.no_grad(function()
+    for _, p in ipairs(self.places) do self._buffers[p.shadow]:copy_(p.module._parameters[p.key]) end
+  end)
+  return self
+end
+
+---After an optimizer step.
+function Momentum:after_step()
+  autograd.no_grad(function()
+    local pairs_ = {}
+    for _, p in ipairs(self.places) do
+      pairs_[#pairs_ + 1] = self._buffers[p.shadow]
+      pairs_[#pairs_ + 1] = p.module._parameters[p.key]
+    end
+    local list, n = A.tensors(pairs_, "Momentum", "parameters")
+    A.check(C.weft_ema_(list, n, self.momentum))
+  end)
+end
+
+---Runs fn with the copy in the parameters' places, without the tape.
+function Momentum:with(fn, ...)
+  local kept = {}
+  for i, p in ipairs(self.places) do
+    kept[i] = p.module._parameters[p.key]
+    p.module._parameters[p.key] = self._buffers[p.shadow]
+  end
+  local function restore(ok, ...)
+    for i, p in ipairs(self.places) do p.module._parameters[p.key] = kept[i] end
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return restore(pcall(autograd.no_grad, fn, ...))
+end
+
+return Momentum

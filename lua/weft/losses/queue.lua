@@ -1,0 +1,75 @@
+-- queue.lua: a ring of past samples: features, ids, and what a fused pass needs to see them again.
+-- Rows are written after backward (commit), never while a loss that read them is on the tape.
+local module = require "weft.nn.module"
+local autograd = require "weft.autograd"
+local create = require("weft.tensor").create
+local ops = require("weft.ops").functions
+
+local Queue = module.class("Queue", module.base)
+
+---@param size integer  rows
+---@param fields table  name -> shape of one row, with dtype where it is not float32: { image = { 256 }, ids = { dtype = "int64" } }
+function Queue:init(size, fields)
+  self.size, self.fields, self.names = size, fields, {}
+  for name in pairs(fields) do self.names[#self.names + 1] = name end
+  table.sort(self.names)
+  for _, name in ipairs(self.names) do
+    local spec = { size, dtype = fields[name].dtype or "float32" }
+    for i, n in ipairs(fields[name]) do spec[i + 1] = n end
+    self:register_buffer(name, create.zeros(spec))
+  end
+  self:register_buffer("position", create.zeros { 2, dtype = "int64" })  -- next row, rows filled
+  self.pending = {}
+end
+
+local function place(self)
+  local p = self._buffers.position:data()
+  return tonumber(p[0]), tonumber(p[1])
+end
+
+---Rows filled so far.
+function Queue:filled()
+  local _, filled = place(self)
+  return filled
+end
+
+---The filled rows of a field: a view.
+function Queue:get(name)
+  return (ops.narrow(self._buffers[name], 1, 1, self:filled()))
+end
+
+---Remembers rows of this step; commit writes them.
+---@param rows table  field -> tensor [B, ...]
+function Queue:push(rows)
+  local kept = {}
+  for _, name in ipairs(self.names) do kept[name] = rows[name]:detach() end
+  table.insert(self.pending, kept)
+end
+
+local function write(self, rows)
+  local at, filled = place(self)
+  local n = rows[self.names[1]]:size(1)
+  local from = math.max(0, n - self.size)   -- of a batch larger than the queue, its last rows
+  local left = n - from
+  while left > 0 do
+    local run = math.min(left, self.size - at)
+    for _, name in ipairs(self.names) do
+      ops.narrow(self._buffers[name], 1, at + 1, run):copy_(ops.narrow(rows[name], 1, from + 1, run))
+    end
+    at, from, left = (at + run) % self.size, from + run, left - run
+  end
+  local p = self._buffers.position:data()
+  p[0], p[1] = at, math.min(self.size, filled + n)
+end
+
+---Writes what was pushed. The trainer calls it after backward.
+function Queue:commit()
+  autograd.no_grad(function()
+    for _, rows in ipairs(self.pending) do write(self, rows) end
+  end)
+  self.pending = {}
+end
+
+function Queue:describe() return ("%d rows"):format(self.size) end
+
+return Queue
