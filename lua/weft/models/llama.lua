@@ -1,0 +1,290 @@
+-- llama.lua: a causal language model: RMSNorm, rotary positions (rotate-half), SwiGLU, tied embeddings.
+-- Modules are named as in Hugging Face's files. Touvron et al. 2023, arXiv 2302.13971.
+local ffi = require "ffi"
+local A = require "weft.args"
+local nn = require "weft.nn"
+local initial = require "weft.nn.initial"
+local ops = require("weft.ops").functions
+
+-- --- rotary positions
+local Rotary = nn.Module "Rotary"
+
+function Rotary:init(head_dim, theta)
+  self.half, self.theta, self.length = head_dim / 2, theta, 0
+end
+
+-- cos and sin [length, half] of position * theta^(-2i / head_dim), worked out in double.
+local function angles(self, length, like)
+  local half = self.half
+  local cos, sin = ffi.new("double[?]", length * half), ffi.new("double[?]", length * half)
+  for i = 0, half - 1 do
+    local rate = self.theta ^ (-i / half)
+    for position = 0, length - 1 do
+      cos[position * half + i], sin[position * half + i] = math.cos(position * rate), math.sin(position * rate)
+    end
+  end
+  local C, A_ = require("weft.core").lib, A
+  local shape = ffi.new("int64_t[2]", length, half)
+  local function tensor(data)
+    local t = A_.wrap(C.weft_from(data, shape, 2, C.WEFT_FLOAT64))
+    return (t:to { dtype = like.dtype, device = like.device }:keep())
+  end
+  return tensor(cos), tensor(sin)
+end
+
+---Tables for positions first .. first + n - 1 (from 0), in the dtype and on the device of `like`.
+function Rotary:tables(first, n, like)
+  local kind = like.dtype .. like.device
+  if self.kind ~= kind or self.length < first + n then
+    local length = 64
+    while length < first + n do length = length * 2 end
+    local cos, sin = angles(self, length, like)
+    rawset(self, "table", { cos = cos, sin = sin })
+    self.kind, self.length = kind, length
+  end
+  return { cos = self.table.cos:narrow(1, first + 1, n), sin = self.table.sin:narrow(1, first + 1, n) }
+end
+
+-- --- one layer
+local Attention = nn.Module "Attention"
+
+function Attention:init(c)
+  local d, o = c.width, { bias = false, init = initial.normal(c.init_std) }
+  self.heads = c.heads
+  self.q_proj, self.k_proj = nn.Linear(d, d, o), nn.Linear(d, d, o)
+  self.v_proj, self.o_proj = nn.Linear(d, d, o), nn.Linear(d, d, o)
+end
+
+---x [B, N, d]; slot, if given, holds keys and values of what came before and takes those of x.
+function Attention:forward(x, rotary, mask, slot)
+  local batch, n, d = x:size(1), x:size(2), x:size(3)
+  local function heads(y) return y:reshape(batch, n, self.heads, d / self.heads):transpose(2, 3) end
+  local q = ops.rotary(heads(self.q_proj(x)), rotary.cos, rotary.sin)
+  local k, v = ops.rotary(heads(self.k_proj(x)), rotary.cos, rotary.sin), heads(self.v_proj(x))
+  if slot then
+    if slot.k then k, v = ops.cat({ slot.k, k }, 3), ops.cat({ slot.v, v }, 3) end
+    slot.k, slot.v = k, v
+  end
+  local y = ops.scaled_dot_product_attention(q, k, v, mask, true)
+  return self.o_proj(y:transpose(2, 3):reshape(batch, n, d))
+end
+
+local MLP = nn.Module "MLP"
+
+function MLP:init(c)
+  local o = { bias = false, init = initial.normal(c.init_std) }
+  self.gate_proj, self.up_proj = nn.Linear(c.width, c.ff, o), nn.Linear(c.width, c.ff, o)
+  self.down_proj = nn.Linear(c.ff, c.width, o)
+end
+
+function MLP:forward(x) return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x)) end
+
+local Layer = nn.Module "Layer"
+
+function Layer:init(c)
+  self.input_layernorm, self.self_attn = nn.RMSNorm(c.width, { eps = c.eps }), Attention(c)
+  self.post_attention_layernorm, self.mlp = nn.RMSNorm(c.width, { eps = c.eps }), MLP(c)
+  if c.dropout > 0 then self.dropout = nn.Dropout(c.dropout) end
+end
+
+---cross, if given, is called as cross(state after self-attention, state before it).
+function Layer:forward(x, rotary, mask, slot, cross)
+  local a = self.self_attn(self.input_layernorm(x), rotary, mask, slot)
+  local h = x + (self.dropout and self.dropout(a) or a)
+  if cross then h = cross(h, x) end
+  local m = self.mlp(self.post_attention_layernorm(h))
+  return h + (self.dropout and self.dropout(m) or m)
+end
+
+-- --- the stack
+local Model = nn.Module "LlamaModel"
+
+function Model:init(c)
+  self.embed_tokens = nn.Embedding(c.vocab, c.width, { init = initial.normal(c.init_std) })
+  local layers = {}
+  for i = 1, c.layers do layers[i] = Layer(c) end
+  self.layers = nn.ModuleList(layers)
+  self.norm = nn.RMSNorm(c.width, { eps = c.eps })
+  self.rotary = Rotary(c.width / c.heads, c.rope_theta)
+end
+
+local Llama = nn.Module "Llama"
+
+local defaults = {
+  vocab = A.required, width = A.required, layers = A.required, ff = A.required, heads = A.none,
+  rope_theta = 10000, eps = 1e-6, tied = true, dropout = 0, init_std = 0.02,
+}
+
+---@param config table  vocab, width, layers, ff; heads (width / 64), rope_theta, eps, tied, dropout, init_std
+function Llama:init(config)
+  local c = A.options(config, defaults, "llama")
+  c.heads = c.heads or math.max(1, math.floor(c.width / 64))
+  if c.width % c.heads ~= 0 or (c.width / c.heads) % 2 ~= 0 then
+    A.raise("llama: %d heads do not divide a width of %d into even parts", c.heads, c.width)
+  end
+  self.config = c
+  self.model = Model(c)
+  if not c.tied then self.lm_head = nn.Linear(c.width, c.vocab, { bias = false, init = initial.normal(c.init_std) }) end
+end
+
+function Llama:describe()
+  local c = self.config
+  return ("%d tokens, %d wide, %d layers, %d heads%s"):format(c.vocab, c.width, c.layers, c.heads, c.tied and ", tied" or "")
+end
+
+-- A padding mask [B, N] (bool, true: a token) over `before` cached positions as keys [B, 1, 1, M].
+local function key_mask(mask, ids, before)
+  if mask == nil then return nil end
+  if mask.ndim ~= 2 or mask:size(1) ~= ids:size(1) or mask:size(2) ~= ids:size(2) + before then
+    A.raise("llama: mask [%s] does not fit ids [%s]%s: true for each token, false for padding", table.concat(mask.shape, ","),
+      table.concat(ids.shape, ","), before > 0 and (" after %d cached"):format(before) or "")
+  end
+  if mask.dtype ~= "bool" then mask = mask:ne(0) end
+  return (mask:reshape(mask:size(1), 1, 1, mask:size(2)))
+end
+
+---An empty cache for generation: keys and values of what was read, layer by layer.
+function Llama:cache()
+  local slots = {}
+  for i = 1, self.config.layers do slots[i] = {} end
+  return { layers = slots, length = 0, fixed = {} }
+end
+
+---Final hidden states (after the last norm) of ids [B, N] -> [B, N, d].
+---@param ids weft.Tensor  int64
+---@param options? table  mask ([B, N] bool, true: a token), cross (called as cross(layer from 1, state
+---  after self-attention, state before it) -> state), cache (of cache(); ids then follow what it holds)
+function Llama:encode(ids, options)
+  local o = A.options(options, { mask = A.none, cross = A.none, cache = A.none }, "encode")
+  if ids.ndim ~= 2 then A.raise("llama: ids [B, N] are expected, got [%s]", table.concat(ids.shape, ",")) end
+  local cache, before = o.cache, o.cache and o.cache.length or 0
+  local x = self.model.embed_tokens(ids)
+  local rotary = self.model.rotary:tables(before, ids:size(2), x)
+  local mask = key_mask(o.mask, ids, before)
+  for i, layer in ipairs(self.model.layers) do
+    local cross = o.cross and function(after, entry) return o.cross(i, after, entry) end or nil
+    x = layer(x, rotary, mask, cache and cache.layers[i] or nil, cross)
+  end
+  if cache then cache.length = before + ids:size(2) end
+  return self.model.norm(x)
+end
+
+---Scores over the vocabulary for final hidden states [..., d] -> [..., V].
+function Llama:logits(hidden)
+  if self.lm_head then return self.lm_head(hidden) end
+  return (ops.linear(hidden, self.model.embed_tokens.weight))
+end
+
+---@param ids weft.Tensor
+---@param options? table  as encode
+---@return { logits: weft.Tensor, last_hidden_state: weft.Tensor }
+function Llama:forward(ids, options)
+  local hidden = self:encode(ids, options)
+  return { logits = self:logits(hidden), last_hidden_state = hidden }
+end
+
+-- --- the loss
+-- Rows of the flattened hidden states [B * N] that predict a real token, and those tokens.
+local function predictions(ids, mask)
+  local batch, n = ids:size(1), ids:size(2)
+  local id = ids:to("int64"):contiguous()
+  local real = mask and mask:to("uint8"):contiguous() or nil
+  local data, keep = id:data(), real and real:data()
+  local rows, targets, count = ffi.new("int64_t[?]", batch * n + 1), ffi.new("int64_t[?]", batch * n + 1), 0
+  for b = 0, batch - 1 do
+    for i = 0, n - 2 do
+      local at = b * n + i
+      if not keep or (keep[at] ~= 0 and keep[at + 1] ~= 0) then
+        rows[count], targets[count] = at, data[at + 1]
+        count = count + 1
+      end
+    end
+  end
+  local C = require("weft.core").lib
+  local shape = ffi.new("int64_t[1]", count)
+  local function tensor(list)
+    local t = C.weft_from(list, shape, 1, C.WEFT_INT64)
+    if t == nil then A.fail() end
+    return A.wrap(t)
+  end
+  return tensor(rows), tensor(targets), count
+end
+
+---Next-token loss of final hidden states: each position against the token after it, padding left out.
+---@param hidden weft.Tensor  [B, N, d], from encode
+---@param ids weft.Tensor     [B, N]
+---@param options? table  mask ([B, N], true: a token), reduction (mean; sum; none: [count])
+---@return weft.Tensor loss, integer tokens  how many were predicted
+function Llama:loss(hidden, ids, options)
+  local o = A.options(options, { mask = A.none, reduction = "mean" }, "loss")
+  local d = hidden:size(3)
+  local rows, targets, count
+  if ids.device == "meta" then
+    count = ids:size(1) * (ids:size(2) - 1)
+    targets = ids:narrow(2, 2, ids:size(2) - 1):reshape(count)
+    hidden = hidden:narrow(2, 1, ids:size(2) - 1):reshape(count, d)
+  else
+    rows, targets, count = predictions(ids, o.mask)
+    if count == 0 then
+      -- nothing to predict: a zero that still reaches every weight
+      return hidden:narrow(2, 1, 1):sum() * 0, 0
+    end
+    hidden = ops.index_select(hidden:reshape(-1, d), rows, 1)
+  end
+  return ops.cross_entropy(self:logits(hidden), targets, -100, 0, o.reduction), count
+end
+
+---log p of each token given those before it: [B, N - 1], 0 for padding.
+---@param ids weft.Tensor
+---@param options? table  mask, cross
+function Llama:log_probs(ids, options)
+  local o = A.options(options, { mask = A.none, cross = A.none }, "log_probs")
+  local n = ids:size(2) - 1
+  local hidden = self:encode(ids, { mask = o.mask, cross = o.cross }):narrow(2, 1, n)
+  local targets = ids:narrow(2, 2, n)
+  local all = self:logits(hidden)
+  local picked = ops.cross_entropy(all:reshape(-1, all:size(3)), targets:reshape(-1), -100, 0, "none"):reshape(targets.shape) * -1
+  if not o.mask then return picked end
+  return (picked:masked_fill(o.mask:narrow(2, 2, n):eq(0), 0))
+end
+
+-- --- generation
+---Continues prompts of one length; see models.generate for options (max_new_tokens, eos, beams, ...).
+---@param prompt weft.Tensor  [B, N] int64
+---@param options? table  of models.generate, and cross: a function (layer, after, entry, cache)
+---@return table  ids [B, N + new], lengths, scores
+function Llama:generate(prompt, options)
+  local o = {}
+  for k, v in pairs(options or {}) do o[k] = v end
+  local cross = o.cross
+  o.cross = nil
+  local function step(ids, cache)
+    local hook = cross and function(layer, after, entry) return cross(layer, after, entry, cache) end or nil
+    local hidden = self:encode(ids, { cache = cache, cross = hook })
+    return self:logits(hidden:select(2, ids:size(2)))
+  end
+  return require("weft.models.generate").run(step, self:cache(), prompt, o)
+end
+
+-- --- files
+local from_file = { vocab_size = "vocab", hidden_size = "width", num_hidden_layers = "layers", intermediate_size = "ff",
+  num_attention_heads = "heads", rope_theta = "rope_theta", rms_norm_eps = "eps", tie_word_embeddings = "tied" }
+
+---A model from a Hugging Face directory: config.json and model.safetensors.
+---@param dir string
+function Llama.from_pretrained(dir)
+  local raw, message = require("weft.io.json").read(dir .. "/config.json")
+  if raw == nil then A.raise("%s", message) end
+  local config = {}
+  for theirs, ours in pairs(from_file) do config[ours] = raw[theirs] end
+  if raw.num_key_value_heads ~= nil and raw.num_key_value_heads ~= raw.num_attention_heads then
+    A.raise("llama: %s: %d key heads for %d query heads; only one each is known", dir, raw.num_key_value_heads, raw.num_attention_heads)
+  end
+  local state
+  state, message = require("weft.io.safetensors").load(dir .. "/model.safetensors")
+  if not state then A.raise("%s", message) end
+  if config.tied then state["lm_head.weight"] = nil end
+  return Llama.unfilled(Llama, config):load_state_dict(state):eval()
+end
+
+return Llama
