@@ -75,7 +75,7 @@ function M:report(batch)
   local since = now - (self.last_report or self.started)
   self.last_report = now
   local rate = 0
-  for _, group in ipairs(self.optimizer.groups) do rate = math.max(rate, group.lr) end
+  for _, r in ipairs(self.rates) do rate = math.max(rate, r) end
   local row = { phase = self.phase.index, epoch = self.epoch, step = self.step, lr = rate, grad_norm = self.norm,
     seconds = self:seconds(), images = #batch.indices * o.accumulate, skipped = self.skipped }
   for name, v in pairs(self.sums) do row["loss_" .. name] = v end
@@ -106,6 +106,13 @@ function M:report(batch)
   end
 end
 
+local function sorted(t)
+  local keys = {}
+  for k in pairs(t) do keys[#keys + 1] = k end
+  table.sort(keys)
+  return keys
+end
+
 ---Evaluates everything that the recipe names, under a label such as "before" or "Phase 1".
 function M:evaluate(label)
   local values = {}
@@ -118,12 +125,14 @@ function M:evaluate(label)
   self.model:train()
   self.history = self.history or {}
   table.insert(self.history, { label = label, step = self.step, values = values })
-  local parts = {}
-  for k, v in pairs(values) do
-    if type(v) == "number" then parts[#parts + 1] = ("%s %.3f"):format(k, v) end
+  for _, name in ipairs(sorted(values)) do
+    local parts = {}
+    for _, k in ipairs(sorted(values[name])) do
+      local v = values[name][k]
+      if type(v) == "number" then parts[#parts + 1] = ("%s %.3f"):format(k, v) end
+    end
+    if #parts > 0 then self.log:line("%s  %s: %s", label, name, table.concat(parts, "  ")) end
   end
-  table.sort(parts)
-  self.log:line("%s: %s", label, table.concat(parts, "  "))
   return values
 end
 

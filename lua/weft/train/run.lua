@@ -331,10 +331,11 @@ function Run:optimizer_step()
   local weft = require "weft"
   local norm = scope(function()
     return autograd.no_grad(function()
-      for _, group in ipairs(self.optimizer.groups) do
-        group.lr = group.base_lr * phases.rate(self.plan, { steps_per_epoch = o.steps_per_epoch, epochs = o.epochs,
-          warmup_steps = o.warmup_steps, lr_floor = o.lr_floor }, self.step, group.name)
+      local rates = {}
+      for i, group in ipairs(self.optimizer.groups) do
+        rates[i] = group.base_lr * phases.rate(self.plan, o, self.step, group.name)
       end
+      self.rates = rates
       local grads = {}
       for _, t in self.model:named_parameters() do
         if t.requires_grad then
@@ -347,7 +348,7 @@ function Run:optimizer_step()
       local value = n:item()
       if value == value and value < math.huge and not self.bad then
         weft.clip_(n, grads, o.clip)
-        self.optimizer:step()
+        self.optimizer:step(rates)
       else
         self.skipped = self.skipped + 1
         self.log:line("step %d skipped: %s is not finite (%d skipped so far)", self.step, self.bad or first_nonfinite(self.model), self.skipped)

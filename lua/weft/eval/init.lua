@@ -1,0 +1,6 @@
+-- eval: scores of a run on its held-out pictures. Each takes the run and returns { name = figures }.
+return {
+  retrieval = require "weft.eval.retrieval".run,
+  itm = require "weft.eval.itm".run,
+  captions = require "weft.eval.captions".run,
+}
