@@ -41,7 +41,8 @@ static void copy_piece(void *context, int64_t piece) {
     int64_t end = weft_piece_end(j->total, j->grain, piece);
     for (int64_t r = piece * j->grain; r < end; r++) {
         int64_t o = r / j->n, k = r % j->n;
-        memcpy(j->y + r * j->bytes, j->x + (o * j->rows + j->index[k]) * j->bytes, (size_t)j->bytes);
+        memcpy(j->y + r * j->bytes, j->x + (o * j->rows + j->index[k]) * j->bytes,
+               (size_t)j->bytes);
     }
 }
 

@@ -57,7 +57,8 @@ static int64_t JOIN(qr_work)(int64_t m, int64_t n) {
     lapack_int k = (lapack_int)(m < n ? m : n);
     LAPACK(gelqf_work)(LAPACK_COL_MAJOR, (lapack_int)n, (lapack_int)m, &none, (lapack_int)n, &none,
                        &one, -1);
-    LAPACK(orglq_work)(LAPACK_COL_MAJOR, k, (lapack_int)m, k, &none, (lapack_int)n, &none, &two, -1);
+    LAPACK(orglq_work)(LAPACK_COL_MAJOR, k, (lapack_int)m, k, &none, (lapack_int)n, &none, &two,
+                       -1);
     return (int64_t)((double)(one > two ? one : two) * 1.000001) + 16;
 }
 

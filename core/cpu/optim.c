@@ -33,7 +33,7 @@ ALWAYS_INLINE void *at(const optim_job *j, chunk c, int member, int64_t size) {
     return (char *)j->call->in[j->first + c.group * j->size + member]->data + c.begin * size;
 }
 
-// Runs fn over all chunks. partial: one double a chunk is wanted; `finish` sees them before they go.
+// Runs fn over all chunks. `finish`, where given, sees the chunks' partial results before they go.
 static weft_status run(optim_job *j, weft_piece_fn fn, void (*finish)(const optim_job *, int64_t)) {
     const weft_call *call = j->call;
     j->groups = (call->n_in - j->first) / j->size;
@@ -67,7 +67,8 @@ static void adamw_##REAL(void *context, int64_t piece) { \
     const REAL *RESTRICT g = at(j, c, 1, sizeof(REAL)); \
     REAL *RESTRICT m = at(j, c, 2, sizeof(REAL)), *RESTRICT v = at(j, c, 3, sizeof(REAL)); \
     const REAL keep = (REAL)j->c[0], b1 = (REAL)j->c[1], a1 = (REAL)j->c[2], b2 = (REAL)j->c[3]; \
-    const REAL a2 = (REAL)j->c[4], rate = (REAL)j->c[5], fix2 = (REAL)j->c[6], eps = (REAL)j->c[7]; \
+    const REAL a2 = (REAL)j->c[4], rate = (REAL)j->c[5], fix2 = (REAL)j->c[6]; \
+    const REAL eps = (REAL)j->c[7]; \
     for (int64_t i = 0; i < c.n; i++) { \
         REAL mi = b1 * m[i] + a1 * g[i], vi = b2 * v[i] + a2 * (g[i] * g[i]); \
         m[i] = mi; \

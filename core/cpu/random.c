@@ -13,7 +13,7 @@ typedef struct stream {
     uint64_t key, counter;
 } stream;
 
-// Words first .. first + n - 1, rounded up to whole groups of LANES blocks; first is a multiple of 4.
+// Words first .. first + n - 1, rounded up to whole groups of LANES blocks; first: a multiple of 4.
 ALWAYS_INLINE void fill_words(const stream *s, int64_t first, int64_t n, uint32_t *RESTRICT words) {
     const uint64_t start = (uint64_t)first >> 2;
     for (int64_t done = 0; done < n; done += 4 * LANES) {
@@ -146,7 +146,8 @@ TRUNC_NORMAL(trunc_normal64, double, normal64, true)
 
 CPU_KERNEL(trunc_normal) {
     double std = call->at->AT(trunc_normal, std);
-    draw d = { .std = std, .min = call->at->AT(trunc_normal, a), .max = call->at->AT(trunc_normal, b) };
+    draw d = { .std = std, .min = call->at->AT(trunc_normal, a),
+               .max = call->at->AT(trunc_normal, b) };
     d.low = d.min / std;
     d.high = d.max / std;
     return run(call, &d, trunc_normal32, trunc_normal64);

@@ -26,7 +26,8 @@ static weft_status check_rates(const weft_shape_call *call) {
     if (call->op == OP_adamw_) {
         double b1 = at->AT(adamw_, beta1), b2 = at->AT(adamw_, beta2);
         if (!fraction(b1) || !fraction(b2))
-            return weft_fail(WEFT_EINVAL, "beta1 and beta2 must lie in [0, 1), got %g and %g", b1, b2);
+            return weft_fail(WEFT_EINVAL, "beta1 and beta2 must lie in [0, 1), got %g and %g", b1,
+                             b2);
         if (!(at->AT(adamw_, eps) >= 0))
             return weft_fail(WEFT_EINVAL, "eps must not be negative, got %g", at->AT(adamw_, eps));
         if (at->AT(adamw_, step) < 1)

@@ -15,7 +15,8 @@ static void read_slots(const weft_shape_call *call, int64_t *dtype, int64_t *dev
 }
 
 static weft_status check_trunc_normal(const weft_attrs *at) {
-    double std = at->AT(trunc_normal, std), a = at->AT(trunc_normal, a), b = at->AT(trunc_normal, b);
+    double a = at->AT(trunc_normal, a), b = at->AT(trunc_normal, b);
+    double std = at->AT(trunc_normal, std);
     if (!(std > 0 && std < (double)INFINITY))
         return weft_fail(WEFT_EINVAL, "std must be above 0 and finite, got %g", std);
     if (!(a < b))

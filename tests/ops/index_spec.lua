@@ -23,7 +23,7 @@ describe("reading by index", function()
   local ids = weft.tensor({ 2, 0, 2, 1 }, { dtype = "int64" })
 
   it("takes every dtype", function()
-    for _, dtype in ipairs { "float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool" } do
+    for dtype in ("float32 float64 bfloat16 float16 int32 int64 uint8 bool"):gmatch "%w+" do
       local x = weft.tensor { { 0, 1 }, { 1, 1 }, { 1, 0 } }:to(dtype)
       local want = { { 1, 0 }, { 0, 1 }, { 1, 0 }, { 1, 1 } }
       local rows, selected = weft.embedding(ids, x), weft.index_select(x, ids, 1)

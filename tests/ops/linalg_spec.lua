@@ -1,5 +1,5 @@
--- linalg_spec.lua: factors multiply back and are orthonormal, also without full rank; threads change
--- no bit.
+-- linalg_spec.lua: factors multiply back and are orthonormal, also without full rank; threads
+-- change no bit.
 local ffi = require "ffi"
 local weft = require "weft"
 
@@ -10,7 +10,8 @@ local function difference(a, b) return largest((a - b):reshape(-1):unsqueeze(1))
 local function mt(x) return weft.transpose(x, -2, -1) end
 
 local function matrices()
-  local low = weft.matmul(weft.randn { 9, 2, dtype = "float64", rng = rng }, weft.randn { 2, 6, dtype = "float64", rng = rng })
+  local left = weft.randn { 9, 2, dtype = "float64", rng = rng }
+  local low = weft.matmul(left, weft.randn { 2, 6, dtype = "float64", rng = rng })
   return {
     tall = weft.randn { 9, 4, dtype = "float64", rng = rng },
     wide = weft.randn { 3, 4, 9, dtype = "float64", rng = rng },
@@ -24,7 +25,8 @@ end
 local function assert_orthonormal(q, name)
   local shape = q.shape
   local eye = weft.eye(shape[#shape], { dtype = "float64" })
-  assert(difference(weft.matmul(mt(q), q), eye:expand(unpack(weft.matmul(mt(q), q).shape))) < 1e-12, name)
+  local product = weft.matmul(mt(q), q)
+  assert(difference(product, eye:expand(unpack(product.shape))) < 1e-12, name)
 end
 
 describe("matrix factors", function()
@@ -82,6 +84,7 @@ describe("matrix factors", function()
     assert.error_matches(function()
       weft.solve(weft.tensor { good, { { 1, 2 }, { 2, 4 } } }, weft.ones { 2, 2, 1 })
     end, "matrix 1 is singular %(pivot 2 is 0%)")
-    assert.error_matches(function() weft.svd(weft.tensor { { 1, 0 / 0 } }) end, "NaN or infinity .* position 1")
+    assert.error_matches(function() weft.svd(weft.tensor { { 1, 0 / 0 } }) end,
+      "NaN or infinity .* position 1")
   end)
 end)

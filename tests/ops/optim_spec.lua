@@ -1,5 +1,5 @@
--- optim_spec.lua: what the walk does not see of the optimizer's steps: infinities, tensors that can't
--- be written, versions, many tensors, and that threads change no bit.
+-- optim_spec.lua: what the walk does not see of the optimizer's steps: infinities, tensors that
+-- can't be written, versions, many tensors, and that threads change no bit.
 local ffi = require "ffi"
 local weft = require "weft"
 local core = require "weft.core"

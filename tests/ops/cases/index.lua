@@ -106,7 +106,8 @@ M.embedding = {
   cases = function(g)
     local cases = {}
     local function add(ids, weight)
-      cases[#cases + 1] = { inputs = { ids, weight, n = 2 }, attrs = { n = 0 }, reference = embedding }
+      cases[#cases + 1] = { inputs = { ids, weight, n = 2 }, attrs = { n = 0 },
+        reference = embedding }
     end
     add(g.index({ 2, 3 }, 5), g.randn { 5, 4 })
     add(g.index({}, 5), g.randn { 5, 3 })
@@ -163,7 +164,8 @@ M.embedding_backward = {
 -- Shapes of x, shape of the index, dim.
 local LINES = {
   { { 5 }, { 7 }, 1 }, { { 3, 4 }, { 3, 6 }, 2 }, { { 3, 4 }, { 2, 4 }, -2 },
-  { { 3, 4, 5 }, { 2, 3, 4 }, 1 }, { { 3, 4, 5 }, { 2, 9, 4 }, 2 }, { { 3, 4, 5 }, { 3, 2, 5 }, -1 },
+  { { 3, 4, 5 }, { 2, 3, 4 }, 1 }, { { 3, 4, 5 }, { 2, 9, 4 }, 2 },
+  { { 3, 4, 5 }, { 3, 4, 2 }, -1 },
   { { 1, 4 }, { 1, 1 }, 1 }, { { 3, 0 }, { 3, 0 }, 1 }, { { 0, 3 }, { 0, 2 }, 2 },
   { { 6, 601 }, { 40, 600 }, 1 }, { { 130, 20 }, { 130, 33 }, 2 },
 }
@@ -227,9 +229,9 @@ M.index_select = {
   cases = function(g)
     local cases = {}
     for _, row in ipairs(ROWS) do
+      local x, dim = row[1], real_dim(row[3], row[1])
       cases[#cases + 1] = {
-        inputs = { g.randn(row[1]), g.index({ row[2] }, math.max(row[1][real_dim(row[3], row[1])], 1)),
-          n = 2 },
+        inputs = { g.randn(x), g.index({ row[2] }, math.max(x[dim], 1)), n = 2 },
         attrs = { row[3], n = 1 }, reference = index_select,
       }
     end

@@ -1,5 +1,5 @@
 -- linalg.lua: cases of decompositions and systems. References are written from textbooks (Jacobi
--- rotations, Gram and Schmidt, elimination), for matrices of full rank with distinct singular values.
+-- rotations, Gram and Schmidt, elimination), for matrices of full rank, singular values distinct.
 local function split_batch(x)
   local n_dims = #x.shape
   local m, n, count, list = x.shape[n_dims - 1], x.shape[n_dims], 1, {}
@@ -211,8 +211,8 @@ local function heavy(g, shape, weight)
   return x
 end
 
-local SHAPES = { { 1, 1 }, { 4, 4 }, { 5, 3 }, { 3, 5 }, { 2, 0 }, { 0, 3 }, { 0, 2, 2 }, { 2, 3, 4, 2 },
-  { 70, 3, 2 }, { 19, 13 } }
+local SHAPES = { { 1, 1 }, { 4, 4 }, { 5, 3 }, { 3, 5 }, { 2, 0 }, { 0, 3 }, { 0, 2, 2 },
+  { 2, 3, 4, 2 }, { 70, 3, 2 }, { 19, 13 } }
 
 local function decomposition(reference)
   return {
@@ -227,7 +227,8 @@ local function decomposition(reference)
     end,
     refuses = function(g)
       return {
-        { inputs = { g.randn { 3 }, n = 1 }, attrs = { n = 0 }, message = "at least 2 dims, got 1" },
+        { inputs = { g.randn { 3 }, n = 1 }, attrs = { n = 0 },
+          message = "at least 2 dims, got 1" },
         { inputs = { g.uniform({ 2, 2 }, math.huge, math.huge), n = 1 }, attrs = { n = 0 },
           message = "NaN or infinity in the first input, position 0" },
       }
@@ -241,14 +242,17 @@ return {
   cholesky = {
     cases = function(g)
       local cases = {}
-      for i, shape in ipairs { { 1, 1 }, { 5, 5 }, { 3, 4, 4 }, { 0, 0 }, { 2, 0, 3, 3 }, { 66, 2, 2 } } do
-        cases[i] = { inputs = { heavy(g, shape, 9), n = 1 }, attrs = { n = 0 }, reference = cholesky }
+      local shapes = { { 1, 1 }, { 5, 5 }, { 3, 4, 4 }, { 0, 0 }, { 2, 0, 3, 3 }, { 66, 2, 2 } }
+      for i, shape in ipairs(shapes) do
+        cases[i] = { inputs = { heavy(g, shape, 9), n = 1 }, attrs = { n = 0 },
+          reference = cholesky }
       end
       return cases
     end,
     refuses = function(g)
       return {
-        { inputs = { g.randn { 3, 4 }, n = 1 }, attrs = { n = 0 }, message = "must be square, got 3 by 4" },
+        { inputs = { g.randn { 3, 4 }, n = 1 }, attrs = { n = 0 },
+          message = "must be square, got 3 by 4" },
         { inputs = { heavy(g, { 2, 2, 2 }, -9), n = 1 }, attrs = { n = 0 },
           message = "matrix 0 is not positive definite" },
       }
@@ -257,8 +261,10 @@ return {
   solve = {
     cases = function(g)
       local cases = {}
-      for i, s in ipairs { { { 4, 4 }, { 4, 2 } }, { { 1, 1 }, { 1, 1 } }, { { 3, 5, 5 }, { 3, 5, 1 } },
-          { { 2, 2 }, { 2, 0 } }, { { 0, 0 }, { 0, 2 } }, { { 66, 3, 3 }, { 66, 3, 2 } } } do
+      local shapes = { { { 4, 4 }, { 4, 2 } }, { { 1, 1 }, { 1, 1 } },
+        { { 3, 5, 5 }, { 3, 5, 1 } }, { { 2, 2 }, { 2, 0 } }, { { 0, 0 }, { 0, 2 } },
+        { { 66, 3, 3 }, { 66, 3, 2 } } }
+      for i, s in ipairs(shapes) do
         cases[i] = { inputs = { heavy(g, s[1], 5), g.randn(s[2]), n = 2 }, attrs = { n = 0 },
           reference = solve, tolerance32 = 1e-4 }
       end

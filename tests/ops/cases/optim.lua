@@ -11,7 +11,8 @@ local function adamw(ins, attrs)
   local lr, b1, b2, eps, decay, t = unpack(attrs, 1, 6)
   local out = {}
   for k = 1, #ins.xs, 4 do
-    local p, g, m, v = clone(ins.xs[k]), clone(ins.xs[k + 1]), clone(ins.xs[k + 2]), clone(ins.xs[k + 3])
+    local p, g = clone(ins.xs[k]), clone(ins.xs[k + 1])
+    local m, v = clone(ins.xs[k + 2]), clone(ins.xs[k + 3])
     for i = 1, #p.data do
       p.data[i] = p.data[i] * (1 - lr * decay)
       m.data[i] = b1 * m.data[i] + (1 - b1) * g.data[i]
@@ -105,9 +106,11 @@ M.adamw_ = {
       refuse("quadruples, got 3 tensors", { g.randn { 3 }, g.randn { 3 }, g.randn { 3 } },
         1e-3, 0.9, 0.99, 1e-8, 0, 1),
       refuse("tensors 1 and 3 belong together but differ in shape",
-        { g.randn { 3 }, g.randn { 3 }, g.randn { 2 }, g.randn { 3 } }, 1e-3, 0.9, 0.99, 1e-8, 0, 1),
+        { g.randn { 3 }, g.randn { 3 }, g.randn { 2 }, g.randn { 3 } },
+        1e-3, 0.9, 0.99, 1e-8, 0, 1),
       refuse("step counts from 1, got 0", four(), 1e-3, 0.9, 0.99, 1e-8, 0, 0),
-      refuse("beta1 and beta2 must lie in %[0, 1%), got 1 and 0.99", four(), 1e-3, 1, 0.99, 1e-8, 0, 1),
+      refuse("beta1 and beta2 must lie in %[0, 1%), got 1 and 0.99", four(),
+        1e-3, 1, 0.99, 1e-8, 0, 1),
       refuse("eps must not be negative", four(), 1e-3, 0.9, 0.99, -1, 0, 1),
     }
   end,
@@ -160,7 +163,8 @@ M.global_norm = {
       local xs = {}
       for i, shape in ipairs(shapes) do xs[i] = g.randn(shape) end
       -- the norm is float32 whatever the tensors are
-      return { inputs = { xs = xs }, attrs = { n = 0 }, reference = global_norm, tolerance64 = 1e-6 }
+      return { inputs = { xs = xs }, attrs = { n = 0 }, reference = global_norm,
+        tolerance64 = 1e-6 }
     end
     return { case(SHAPES), case { { 3 } }, case { { 0 } }, case { {} } }
   end,
@@ -177,7 +181,8 @@ M.clip_ = {
       return { inputs = { g.uniform({}, norm, norm), xs = xs, n = 1 }, attrs = { max_norm, n = 1 },
         reference = clip }
     end
-    return { case(SHAPES, 8, 1), case(SHAPES, 0.25, 1), case({ { 3 } }, 2, 2), case({ { 3 } }, 2, 0) }
+    return { case(SHAPES, 8, 1), case(SHAPES, 0.25, 1), case({ { 3 } }, 2, 2),
+      case({ { 3 } }, 2, 0) }
   end,
   refuses = function(g)
     return {

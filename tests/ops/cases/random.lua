@@ -182,11 +182,12 @@ M.dropout = {
     return cases
   end,
   refuses = function(g)
-    return {
-      { inputs = { g.randn { 3 }, n = 1 }, attrs = { 1.5, rng, n = 2 }, message = "p must lie in 0%.%.1, got 1.5" },
-      { inputs = { g.randn { 3 }, n = 1 }, attrs = { -0.5, rng, n = 2 }, message = "p must lie in 0%.%.1" },
-      { inputs = { g.randn { 3 }, n = 1 }, attrs = { 0 / 0, rng, n = 2 }, message = "p must lie in 0%.%.1" },
-    }
+    local cases = {}
+    for i, p in ipairs { 1.5, -0.5, 0 / 0 } do
+      cases[i] = { inputs = { g.randn { 3 }, n = 1 }, attrs = { p, rng, n = 2 },
+        message = "p must lie in 0%.%.1, got " }
+    end
+    return cases
   end,
 }
 
@@ -255,14 +256,17 @@ M.multinomial = {
   end,
   refuses = function(g)
     local function refuse(weights, n, replacement, message)
-      return { inputs = { weights, n = 1 }, attrs = { n, replacement, rng, n = 3 }, message = message }
+      return { inputs = { weights, n = 1 }, attrs = { n, replacement, rng, n = 3 },
+        message = message }
     end
     return {
       refuse(g.uniform({ 2, 3 }, 0.5, 1), 4, false,
         "4 draws without replacement from row 0, which has 3 positive weights"),
-      refuse(g.uniform({ 2, 3 }, -1, -0.5), 1, true, "in row 0, position 0: weights must be finite"),
+      refuse(g.uniform({ 2, 3 }, -1, -0.5), 1, true,
+        "in row 0, position 0: weights must be finite"),
       refuse(g.uniform({ 2, 3 }, 0.5, 1), 0, true, "n must be at least 1"),
-      refuse(g.uniform({ 2, 3, 4 }, 0.5, 1), 1, true, "weights must be %[N, C%] or %[C%], got 3 dims"),
+      refuse(g.uniform({ 2, 3, 4 }, 0.5, 1), 1, true,
+        "weights must be %[N, C%] or %[C%], got 3 dims"),
     }
   end,
 }
