@@ -66,6 +66,19 @@ static weft_status check_png(const unsigned char *data, int64_t n, const char *n
                      name, (long long)n);
 }
 
+// The decoder trusts a table's 16 counts to add up to at most 256, and to fit their segment.
+static bool huffman_ok(const unsigned char *p, int64_t n) {
+    while (n > 0) {
+        int sum = 0;
+        if (n < 17) return false;
+        for (int i = 1; i <= 16; i++) sum += p[i];
+        if (sum > 256 || sum + 17 > n) return false;
+        p += sum + 17;
+        n -= sum + 17;
+    }
+    return true;
+}
+
 // Segments up to the end marker; inside a scan only markers other than restarts count.
 static weft_status check_jpeg(const unsigned char *data, int64_t n, const char *name,
                               weft_picture_info *info) {
@@ -85,6 +98,9 @@ static weft_status check_jpeg(const unsigned char *data, int64_t n, const char *
         if (at + 4 > n) break;
         int64_t length = (int64_t)data[at + 2] << 8 | data[at + 3];
         if (length < 2 || length > n - at - 2) break;
+        if (marker == 0xc4 && !huffman_ok(data + at + 4, length - 2))
+            return weft_fail(WEFT_EFORMAT, "%s: damaged JPEG: bad Huffman table at byte %lld", name,
+                             (long long)at);
         if (marker == 0xe1 && length >= 8 && memcmp(data + at + 4, "Exif\0\0", 6) == 0)
             info->orientation = exif_orientation(data + at + 10, length - 8);
         at += 2 + length;

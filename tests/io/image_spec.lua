@@ -251,6 +251,8 @@ describe("image", function()
       { "a JPEG cut in the middle", photo:sub(1, #photo / 2), "truncated JPEG" },
       { "a JPEG's first bytes", photo:sub(1, 3), "truncated JPEG" },
       { "a JPEG of nothing", "\255\216\255\217", "damaged JPEG" },
+      { "a JPEG whose Huffman table claims too much",
+        "\255\216\255\196\0\19\0" .. ("\255"):rep(16) .. "\255\217", "bad Huffman table" },
       { "a BMP cut short", bmp(4, 4, 1):sub(1, -5), "truncated BMP" },
       { "a BMP's first bytes", "BM", "damaged BMP" },
     }
