@@ -21,6 +21,9 @@ end
 function M.load_recipe(path, overrides, values)
   local chunk, message = loadfile(path)
   if not chunk then A.raise("recipe: %s", message) end
+  -- a recipe may require what lies beside it
+  local beside = (path:match "^(.*)/[^/]*$" or ".") .. "/?.lua"
+  if not package.path:find(beside, 1, true) then package.path = beside .. ";" .. package.path end
   local config = require "weft.config"
   config.set_next(overrides or {}, values)
   local recipe = chunk()
@@ -34,6 +37,14 @@ function M.load_recipe(path, overrides, values)
   recipe.hash = require("weft.files").hash(f:read "*a")
   f:close()
   return recipe
+end
+
+---A cache for what a frozen encoder makes of pictures: enabled, memory and disk (MiB), dir.
+function M.features(options)
+  local o = A.options(options, { enabled = true, memory = 1024, disk = 0, dir = A.none }, "features")
+  local cache = require("weft.train.features").new(o)
+  cache.enabled = o.enabled
+  return cache
 end
 
 ---A new run of a recipe in a folder of its own.
