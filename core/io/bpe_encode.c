@@ -98,7 +98,7 @@ static bool encode_word(void *context, const char *word, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         int64_t id = t->byte_id[(unsigned char)word[i]];
         if (id < 0) id = t->unknown;
-        if (id < 0) continue;          // neither the byte nor an unknown token: nothing stands for it
+        if (id < 0) continue; // neither the byte nor an unknown token: nothing stands for it
         e->symbol[count] = id;
         e->prev[count] = count - 1;
         e->next[count] = count + 1;
@@ -149,7 +149,8 @@ static int64_t space_at(const char *s, int64_t n) {
     unsigned char c = n > 2 ? (unsigned char)s[2] : 0;
     if (a == ' ' || (a >= 9 && a <= 13)) return 1;
     if (a == 0xc2 && (b == 0x85 || b == 0xa0)) return 2;
-    if (a == 0xe2 && b == 0x80 && ((c >= 0x80 && c <= 0x8a) || c == 0xa8 || c == 0xa9 || c == 0xaf)) return 3;
+    if (a == 0xe2 && b == 0x80 && ((c >= 0x80 && c <= 0x8a) || c == 0xa8 || c == 0xa9 || c == 0xaf))
+        return 3;
     if ((a == 0xe1 && b == 0x9a && c == 0x80) || (a == 0xe2 && b == 0x81 && c == 0x9f) ||
         (a == 0xe3 && b == 0x80 && c == 0x80)) return 3;
     return 0;
@@ -160,11 +161,13 @@ static bool word_byte(unsigned char c) {
     return c >= 128 || c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z');
 }
 
-static const weft_added *added_at(const weft_tokenizer *t, const char *text, int64_t n, bool normalized) {
+static const weft_added *added_at(const weft_tokenizer *t, const char *text, int64_t n,
+                                  bool normalized) {
     int64_t from = t->added_from[(unsigned char)text[0]];
     for (int64_t i = from - 1; from && i < t->n_added && t->added[i].text[0] == text[0]; i++) {
         const weft_added *a = &t->added[i];
-        if (a->normalized == normalized && a->size <= n && memcmp(a->text, text, (size_t)a->size) == 0)
+        if (a->normalized == normalized && a->size <= n &&
+            memcmp(a->text, text, (size_t)a->size) == 0)
             return a;
     }
     return NULL;
@@ -203,7 +206,8 @@ static weft_status encode_added(encoder *e, const char *text, int64_t n, bool no
                       : encode_added(e, text + done, n - done, true);
 }
 
-int64_t *weft_tokenizer_encode(const weft_tokenizer *t, const char *text, int64_t n, int64_t *n_out) {
+int64_t *weft_tokenizer_encode(const weft_tokenizer *t, const char *text, int64_t n,
+                               int64_t *n_out) {
     encoder e = { .t = t };
     int64_t size;
     char *clean = weft_utf8_repair(text, n, &size);

@@ -68,7 +68,8 @@ weft_status weft_bpe_trainer_feed(weft_bpe_trainer *tr, const char *text, int64_
     weft_status status = clean ? weft_splitter_run(tr->splitter, clean, size, count_word, tr)
                                : WEFT_ENOMEM;
     free(clean);
-    if (status == WEFT_ENOMEM) weft_fail(WEFT_ENOMEM, "no memory for the words of the training text");
+    if (status == WEFT_ENOMEM)
+        weft_fail(WEFT_ENOMEM, "no memory for the words of the training text");
     return status;
 }
 
@@ -139,7 +140,8 @@ static bool change_pair(training *g, int64_t left, int64_t right, int64_t change
     int64_t *slot = weft_map_add(&g->fresh, pair, g->n_found);
     if (!slot) return false;
     if (*slot == g->n_found) {
-        if (!reserve((void **)&g->found, g->n_found, &g->room_found, sizeof *g->found)) return false;
+        if (!reserve((void **)&g->found, g->n_found, &g->room_found, sizeof *g->found))
+            return false;
         g->found[g->n_found++] = (pair_item){ .pair = pair };
     }
     return list_add(&g->found[*slot].words, word);
@@ -160,7 +162,8 @@ static bool push_found(training *g) {
 
 // Merges left and right wherever they meet in one word.
 static bool merge_word(training *g, const weft_bpe_trainer *tr, int64_t word, merge_made m) {
-    int64_t *s = g->symbols + g->start[word], n = g->length[word], count = tr->counts[word], kept = 0;
+    int64_t *s = g->symbols + g->start[word], n = g->length[word], count = tr->counts[word],
+            kept = 0;
     bool ok = true;
     for (int64_t i = 0; i < n && ok; i++) {
         if (s[i] != m.left || i + 1 >= n || s[i + 1] != m.right) {
@@ -223,8 +226,9 @@ static bool first_tokens(training *g, const char *const *specials, int64_t n_spe
                          int64_t *byte_id) {
     char utf8[2];
     for (int64_t i = 0; i < n_specials; i++)
-        if (weft_strings_add(&g->tokens, specials[i], (int64_t)strlen(specials[i])) < 0) return false;
-    for (int pass = 0; pass < 3; pass++)         // ASCII, the rest of Latin-1, then what lies beyond
+        if (weft_strings_add(&g->tokens, specials[i], (int64_t)strlen(specials[i])) < 0)
+            return false;
+    for (int pass = 0; pass < 3; pass++) // ASCII, the rest of Latin-1, then what lies beyond
         for (int byte = 0; byte < 256; byte++) {
             int n = weft_byte_char((unsigned char)byte, utf8);
             int of = n == 1 ? 0 : (unsigned char)utf8[0] < 0xc4 ? 1 : 2;
@@ -263,9 +267,10 @@ static json_t *describe(const training *g, int64_t n_specials) {
     weft_map last = { 0 };             // a pair that was merged twice counts where it was last
     bool ok = added && vocabulary && merges;
     for (int64_t i = 0; ok && i < n_specials; i++)
-        ok = json_array_append_new(added, json_pack(
-            "{s:I,s:o,s:b,s:b,s:b,s:b,s:b}", "id", (json_int_t)i, "content", text_of(g, i), "single_word",
-            0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1)) == 0;
+        ok = json_array_append_new(added,
+                                   json_pack("{s:I,s:o,s:b,s:b,s:b,s:b,s:b}", "id", (json_int_t)i,
+                                             "content", text_of(g, i), "single_word", 0, "lstrip",
+                                             0, "rstrip", 0, "normalized", 0, "special", 1)) == 0;
     for (int64_t i = 0; ok && i < g->tokens.count; i++)
         ok = json_object_setn_new(vocabulary, g->tokens.text[i], (size_t)g->tokens.size[i],
                                   json_integer(i)) == 0;
@@ -334,8 +339,10 @@ weft_tokenizer *weft_bpe_trainer_finish(weft_bpe_trainer *tr, int64_t vocab_size
     }
     bool ok = first_tokens(&g, specials, n_specials, byte_id);
     if (ok && g.tokens.count > vocab_size) {
-        weft_fail(WEFT_EINVAL, "a vocabulary of %lld tokens is too small: the special tokens and the "
-                  "256 bytes alone take %lld", (long long)vocab_size, (long long)g.tokens.count);
+        weft_fail(WEFT_EINVAL,
+                  "a vocabulary of %lld tokens is too small: the special tokens and the "
+                  "256 bytes alone take %lld",
+                  (long long)vocab_size, (long long)g.tokens.count);
         training_clear(&g);
         return NULL;
     }

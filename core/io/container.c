@@ -118,8 +118,9 @@ static weft_status check_bmp(const unsigned char *data, int64_t n, const char *n
     if (h < 0) h = -h;
     if (w <= 0 || h > (1 << 24) || w > (1 << 24) || packed == 1 || packed == 2) return WEFT_OK;
     if (offset + (w * bits + 31) / 32 * 4 * h > n)
-        return weft_fail(WEFT_EFORMAT, "%s: truncated BMP: its %lld bytes end before the picture does",
-                         name, (long long)n);
+        return weft_fail(WEFT_EFORMAT,
+                         "%s: truncated BMP: its %lld bytes end before the picture does", name,
+                         (long long)n);
     return WEFT_OK;
 }
 

@@ -117,8 +117,9 @@ weft_status weft_slurp(const char *path, int64_t limit, char **data, int64_t *n)
     } else if (!S_ISREG(st.st_mode)) {
         status = weft_fail(WEFT_EIO, "%s: not a regular file", path);
     } else if (st.st_size > limit) {
-        status = weft_fail(WEFT_EFORMAT, "%s: %lld bytes, more than the %lld that are accepted here",
-                           path, (long long)st.st_size, (long long)limit);
+        status =
+            weft_fail(WEFT_EFORMAT, "%s: %lld bytes, more than the %lld that are accepted here",
+                      path, (long long)st.st_size, (long long)limit);
     } else if (!(buffer = malloc((size_t)st.st_size + 1))) {
         status = weft_fail(WEFT_ENOMEM, "%s: no memory for its %lld bytes", path,
                            (long long)st.st_size);

@@ -67,9 +67,10 @@ weft_status weft_picture_decode(const unsigned char *data, int64_t n, const char
     if (!weft_stb_info(data, (int)n, &w, &h, &channels) || w <= 0 || h <= 0)
         return weft_fail(WEFT_EFORMAT, "%s: damaged %s: %s", name, info.format, weft_stb_reason());
     if ((int64_t)w * h > limit)
-        return weft_fail(WEFT_EFORMAT, "%s: %d x %d pixels (width by height) are more than the %lld "
-                         "that are accepted; raise max_pixels if it is meant", name, w, h,
-                         (long long)limit);
+        return weft_fail(WEFT_EFORMAT,
+                         "%s: %d x %d pixels (width by height) are more than the %lld "
+                         "that are accepted; raise max_pixels if it is meant",
+                         name, w, h, (long long)limit);
     // Coefficients and 16-bit samples take at most 8 bytes a pixel, in blocks of up to 32.
     weft_stb_limit(((size_t)w + 64) * ((size_t)h + 64) * 8 + (1 << 20));
     unsigned char *pixels = weft_stb_decode(data, (int)n, &w, &h, &channels);
@@ -83,7 +84,8 @@ weft_status weft_picture_decode(const unsigned char *data, int64_t n, const char
         if (out->rgb) to_rgb(pixels, channels, (int64_t)w * h, o->drop_alpha ? NULL : o->background,
                              out->rgb);
         free(pixels);
-        if (!out->rgb) return weft_fail(WEFT_ENOMEM, "%s: no memory for %d x %d pixels", name, w, h);
+        if (!out->rgb)
+            return weft_fail(WEFT_ENOMEM, "%s: no memory for %d x %d pixels", name, w, h);
     }
     if (!o->ignore_orientation) status = upright(out, info.orientation);
     if (status != WEFT_OK) weft_picture_free(out);
@@ -134,10 +136,10 @@ void weft_picture_normalize(const weft_picture *p, bool flip, const float *table
 
 // --- the same on tensors, uint8 [H,W,3]
 
+// A copy, so that the picture's memory is counted with that of all tensors and paces collection.
 static weft_tensor *to_tensor(weft_picture *p) {
-    weft_tensor *t = weft_wrap(p->rgb, p->h * p->w * 3, (int64_t[]){ p->h, p->w, 3 }, 3, WEFT_UINT8,
-                               free, p->rgb);
-    if (!t) weft_picture_free(p);
+    weft_tensor *t = weft_from(p->rgb, (int64_t[]){ p->h, p->w, 3 }, 3, WEFT_UINT8);
+    weft_picture_free(p);
     return t;
 }
 
@@ -145,8 +147,10 @@ static bool from_tensor(const weft_tensor *t, weft_picture *p) {
     const weft_view *v = &t->v;
     if (v->dtype != WEFT_UINT8 || v->ndim != 3 || v->shape[2] != 3 || v->device != WEFT_CPU ||
         !weft_view_contiguous(v) || v->numel == 0) {
-        weft_fail(WEFT_EINVAL, "a picture is a contiguous uint8 tensor [height, width, 3] on the CPU; "
-                  "this is %s with %d dims", weft_dtype_name(v->dtype), v->ndim);
+        weft_fail(WEFT_EINVAL,
+                  "a picture is a contiguous uint8 tensor [height, width, 3] on the CPU; "
+                  "this is %s with %d dims",
+                  weft_dtype_name(v->dtype), v->ndim);
         return false;
     }
     *p = (weft_picture){ v->data, v->shape[0], v->shape[1] };
@@ -170,7 +174,8 @@ weft_tensor *weft_image_load(const char *path, const weft_image_options *options
 
 weft_tensor *weft_image_resize(const weft_tensor *image, int64_t h, int64_t w, int filter) {
     weft_picture p, out;
-    if (!from_tensor(image, &p) || weft_picture_resize(&p, h, w, filter, &out) != WEFT_OK) return NULL;
+    if (!from_tensor(image, &p) || weft_picture_resize(&p, h, w, filter, &out) != WEFT_OK)
+        return NULL;
     return to_tensor(&out);
 }
 

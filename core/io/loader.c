@@ -125,7 +125,8 @@ static weft_status prepare(const weft_loader *l, const weft_plan_item *item, con
     status = weft_picture_decode((unsigned char *)data, n, path, &l->options, p);
     free(data);
     if (status == WEFT_OK && item->crop_h > 0) {
-        status = weft_picture_crop(p, item->crop_y, item->crop_x, item->crop_h, item->crop_w, &step);
+        status =
+            weft_picture_crop(p, item->crop_y, item->crop_x, item->crop_h, item->crop_w, &step);
         if (status == WEFT_OK) replace(p, &step);
     }
     if (status == WEFT_OK && h > 0) {
@@ -134,8 +135,8 @@ static weft_status prepare(const weft_loader *l, const weft_plan_item *item, con
         if (status == WEFT_OK) replace(p, &step);
     }
     if (status == WEFT_OK && (p->h != l->h || p->w != l->w)) {
-        status = weft_picture_crop(p, weft_crop_offset(p->h, l->h), weft_crop_offset(p->w, l->w), l->h,
-                                   l->w, &step);
+        status = weft_picture_crop(p, weft_crop_offset(p->h, l->h), weft_crop_offset(p->w, l->w),
+                                   l->h, l->w, &step);
         if (status == WEFT_OK) replace(p, &step);
     }
     if (status != WEFT_OK) weft_picture_free(p);
@@ -206,16 +207,19 @@ static weft_status start_threads(weft_loader *l, int n) {
     while (l->n_threads < n && !error)
         if (!(error = pthread_create(&l->threads[l->n_threads], NULL, run, l))) l->n_threads++;
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return error ? weft_fail(WEFT_ENOMEM, "loader: cannot start thread %d of %d: %s", l->n_threads + 1,
-                             n, strerror(error)) : WEFT_OK;
+    return error ? weft_fail(WEFT_ENOMEM, "loader: cannot start thread %d of %d: %s",
+                             l->n_threads + 1, n, strerror(error))
+                 : WEFT_OK;
 }
 
 weft_loader *weft_loader_new(int threads, int64_t depth, int64_t h, int64_t w, const double *mean,
                              const double *std, const weft_image_options *options,
                              int64_t cache_bytes) {
     if (threads < 1 || threads > 256 || depth < 1 || h < 1 || w < 1 || h > 65536 || w > 65536) {
-        weft_fail(WEFT_EINVAL, "loader: %d threads, depth %lld, pictures of %lldx%lld: each must be "
-                  "positive, threads at most 256", threads, (long long)depth, (long long)h, (long long)w);
+        weft_fail(WEFT_EINVAL,
+                  "loader: %d threads, depth %lld, pictures of %lldx%lld: each must be "
+                  "positive, threads at most 256",
+                  threads, (long long)depth, (long long)h, (long long)w);
         return NULL;
     }
     weft_loader *l = calloc(1, sizeof *l);
@@ -265,11 +269,14 @@ void weft_loader_free(weft_loader *l) {
 static weft_status check_item(const weft_plan_item *item, int64_t i) {
     if (!item->path || !*item->path)
         return weft_fail(WEFT_EINVAL, "loader: item %lld has no path", (long long)i + 1);
-    bool crop_ok = item->crop_h >= 0 && item->crop_w >= 0 && (item->crop_h > 0) == (item->crop_w > 0);
+    bool crop_ok =
+        item->crop_h >= 0 && item->crop_w >= 0 && (item->crop_h > 0) == (item->crop_w > 0);
     if (!crop_ok || item->resize_h < 0 || item->resize_w < 0)
-        return weft_fail(WEFT_EINVAL, "loader: item %lld (%s): crop %lldx%lld, resize %lldx%lld: sizes "
-                         "are positive, or all 0 for none", (long long)i + 1, item->path,
-                         (long long)item->crop_h, (long long)item->crop_w, (long long)item->resize_h,
+        return weft_fail(WEFT_EINVAL,
+                         "loader: item %lld (%s): crop %lldx%lld, resize %lldx%lld: sizes "
+                         "are positive, or all 0 for none",
+                         (long long)i + 1, item->path, (long long)item->crop_h,
+                         (long long)item->crop_w, (long long)item->resize_h,
                          (long long)item->resize_w);
     if (item->filter != WEFT_BICUBIC && item->filter != WEFT_BILINEAR)
         return weft_fail(WEFT_EINVAL, "loader: item %lld (%s): no filter %d", (long long)i + 1,

@@ -109,7 +109,8 @@ static weft_status read_entry(weft_file *f, entry *e, const char *name, json_t *
                               int64_t *n_dims) {
     e->name = name;
     if (!json_is_object(info))
-        return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' is not described by an object", f->path, name);
+        return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' is not described by an object", f->path,
+                         name);
     json_t *offsets = json_object_get(info, "data_offsets");
     json_t *begin = json_array_get(offsets, 0), *end = json_array_get(offsets, 1);
     size_t k = 0, n_known = sizeof known_dtypes / sizeof *known_dtypes;
@@ -119,8 +120,8 @@ static weft_status read_entry(weft_file *f, entry *e, const char *name, json_t *
         return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' has no dtype", f->path, name);
     while (k < n_known && strcmp(known_dtypes[k].name, e->dtype_name) != 0) k++;
     if (k == n_known)
-        return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' has the unknown dtype '%.40s'", f->path, name,
-                         e->dtype_name);
+        return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' has the unknown dtype '%.40s'", f->path,
+                         name, e->dtype_name);
     e->dtype = known_dtypes[k].dtype;
     weft_status status = read_shape(f, e, json_object_get(info, "shape"), n_dims);
     if (status != WEFT_OK) return status;
@@ -134,8 +135,10 @@ static weft_status read_entry(weft_file *f, entry *e, const char *name, json_t *
                          (long long)e->end, (long long)(f->map->size - f->data));
     if (__builtin_mul_overflow(e->numel, (int64_t)known_dtypes[k].bits, &bits) || bits % 8 != 0 ||
         bits / 8 != e->end - e->begin)
-        return weft_fail(WEFT_EFORMAT, "%s: tensor '%s': %lld bytes of data do not fit its shape and "
-                         "dtype %s", f->path, name, (long long)(e->end - e->begin), e->dtype_name);
+        return weft_fail(WEFT_EFORMAT,
+                         "%s: tensor '%s': %lld bytes of data do not fit its shape and "
+                         "dtype %s",
+                         f->path, name, (long long)(e->end - e->begin), e->dtype_name);
     return WEFT_OK;
 }
 
@@ -173,8 +176,8 @@ static weft_status check_layout(const weft_file *f) {
     for (int64_t i = 0; i < f->n; i++) {
         const entry *e = &f->entries[i];
         if (e->begin < at)
-            return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' at byte %lld overlaps another one", f->path,
-                             e->name, (long long)e->begin);
+            return weft_fail(WEFT_EFORMAT, "%s: tensor '%s' at byte %lld overlaps another one",
+                             f->path, e->name, (long long)e->begin);
         if (e->begin > at)
             return weft_fail(WEFT_EFORMAT, "%s: %lld bytes before tensor '%s' belong to no tensor",
                              f->path, (long long)(e->begin - at), e->name);
@@ -204,8 +207,8 @@ static weft_status read_header(weft_file *f) {
         return weft_fail(WEFT_EFORMAT, "%s: not a safetensors file: no header", f->path);
     f->header = json_loadb(f->map->bytes + 8, length, JSON_REJECT_DUPLICATES, &error);
     if (!f->header)
-        return weft_fail(WEFT_EFORMAT, "%s: its header is not JSON: line %d, column %d: %s", f->path,
-                         error.line, error.column, error.text);
+        return weft_fail(WEFT_EFORMAT, "%s: its header is not JSON: line %d, column %d: %s",
+                         f->path, error.line, error.column, error.text);
     json_object_foreach(f->header, key, info)
         n_dims += (int64_t)json_array_size(json_object_get(info, "shape"));
     size_t n = json_object_size(f->header);
@@ -333,8 +336,9 @@ weft_tensor *weft_safetensors_tensor(weft_file *f, int64_t i) {
     if (e->dtype == WEFT_BOOL)
         for (int64_t k = 0; k < nbytes; k++)
             if ((unsigned char)data[k] > 1) {
-                weft_fail(WEFT_EFORMAT, "%s: tensor '%s': element %lld is %d, neither true nor false",
-                          f->path, e->name, (long long)k, (unsigned char)data[k]);
+                weft_fail(WEFT_EFORMAT,
+                          "%s: tensor '%s': element %lld is %d, neither true nor false", f->path,
+                          e->name, (long long)k, (unsigned char)data[k]);
                 return NULL;
             }
     if (nbytes == 0) return weft_empty(shape, e->ndim, e->dtype, WEFT_CPU);

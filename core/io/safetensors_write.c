@@ -10,8 +10,9 @@
 typedef struct item { const char *name; const weft_tensor *t; } item;
 
 static const char *const dtype_names[WEFT_N_DTYPES] = {
-    [WEFT_FLOAT32] = "F32", [WEFT_FLOAT64] = "F64", [WEFT_BFLOAT16] = "BF16", [WEFT_FLOAT16] = "F16",
-    [WEFT_INT32] = "I32", [WEFT_INT64] = "I64", [WEFT_UINT8] = "U8", [WEFT_BOOL] = "BOOL",
+    [WEFT_FLOAT32] = "F32", [WEFT_FLOAT64] = "F64", [WEFT_BFLOAT16] = "BF16",
+    [WEFT_FLOAT16] = "F16", [WEFT_INT32] = "I32",   [WEFT_INT64] = "I64",
+    [WEFT_UINT8] = "U8",    [WEFT_BOOL] = "BOOL",
 };
 // Widest first, so that every tensor is aligned.
 static const int dtype_rank[WEFT_N_DTYPES] = {
@@ -38,8 +39,8 @@ static weft_status check_items(const char *path, const item *items, int64_t n) {
             return weft_fail(WEFT_EINVAL, "%s: a tensor cannot be named '__metadata__'", path);
         if (!it->t) return weft_fail(WEFT_EINVAL, "%s: no tensor for '%s'", path, it->name);
         if (it->t->v.device != WEFT_CPU)
-            return weft_fail(WEFT_EINVAL, "%s: tensor '%s' is on %s; move it to the CPU first", path,
-                             it->name, weft_device_name(it->t->v.device));
+            return weft_fail(WEFT_EINVAL, "%s: tensor '%s' is on %s; move it to the CPU first",
+                             path, it->name, weft_device_name(it->t->v.device));
     }
     return WEFT_OK;
 }
@@ -77,7 +78,8 @@ static char *make_header(const char *path, const item *items, int64_t n, int64_t
             ok = json_array_append_new(shape, json_integer(v->shape[d])) == 0;
         ok = ok && json_object_set(info, "shape", shape) == 0 &&
              json_object_set_new(info, "data_offsets",
-                                 json_pack("[I,I]", (json_int_t)at, (json_int_t)(at + nbytes))) == 0 &&
+                                 json_pack("[I,I]", (json_int_t)at, (json_int_t)(at + nbytes))) ==
+                 0 &&
              json_object_set(root, items[i].name, info) == 0;
         json_decref(info);
         json_decref(shape);

@@ -37,8 +37,10 @@ static weft_status check_canvas(const weft_tensor *t) {
     if (v->dtype == WEFT_UINT8 && v->ndim == 3 && v->shape[2] == 3 && v->device == WEFT_CPU &&
         weft_view_contiguous(v))
         return WEFT_OK;
-    return weft_fail(WEFT_EINVAL, "a picture is a contiguous uint8 tensor [height, width, 3] on the "
-                     "CPU; this is %s with %d dims", weft_dtype_name(v->dtype), v->ndim);
+    return weft_fail(WEFT_EINVAL,
+                     "a picture is a contiguous uint8 tensor [height, width, 3] on the "
+                     "CPU; this is %s with %d dims",
+                     weft_dtype_name(v->dtype), v->ndim);
 }
 
 weft_status weft_image_paste(weft_tensor *canvas, const weft_tensor *image, int64_t y, int64_t x) {
@@ -46,7 +48,8 @@ weft_status weft_image_paste(weft_tensor *canvas, const weft_tensor *image, int6
     if (status == WEFT_OK) status = check_canvas(image);
     if (status != WEFT_OK) return status;
     int64_t h = canvas->v.shape[0], w = canvas->v.shape[1], rows = image->v.shape[0];
-    int64_t columns = image->v.shape[1], left = x < 0 ? 0 : x, right = x + columns < w ? x + columns : w;
+    int64_t columns = image->v.shape[1], left = x < 0 ? 0 : x,
+            right = x + columns < w ? x + columns : w;
     for (int64_t row = 0; row < rows && right > left; row++)
         if (y + row >= 0 && y + row < h)
             memcpy((char *)canvas->v.data + ((y + row) * w + left) * 3,
@@ -73,7 +76,8 @@ weft_status weft_image_text(weft_tensor *canvas, int64_t y, int64_t x, const cha
             for (int64_t row = 0; row < 7 * scale; row++) {
                 int64_t py = y + row, px = x + column;
                 if (!(glyph[row / scale] >> (4 - column / scale) & 1)) continue;
-                if (py >= 0 && py < h && px >= 0 && px < w) memcpy(pixels + (py * w + px) * 3, color, 3);
+                if (py >= 0 && py < h && px >= 0 && px < w)
+                    memcpy(pixels + (py * w + px) * 3, color, 3);
             }
         x += 6 * scale;
     }

@@ -12,7 +12,8 @@ typedef struct weft_map {
     int64_t count, capacity;          // capacity: a power of two, or 0
 } weft_map;
 int64_t *weft_map_find(const weft_map *m, uint64_t key);      // NULL when absent
-int64_t *weft_map_add(weft_map *m, uint64_t key, int64_t value);  // NULL: no memory; keeps what is there
+int64_t *weft_map_add(weft_map *m, uint64_t key,
+                      int64_t value); // NULL: no memory; keeps what is there
 void weft_map_clear(weft_map *m);
 
 // Byte strings to numbers 0, 1, 2 ... in the order of arrival.

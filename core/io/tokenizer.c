@@ -24,7 +24,8 @@ static weft_status read_steps(weft_tokenizer *t, const char *name) {
     json_t *pre = json_object_get(t->root, "pre_tokenizer");
     json_t *decoder = json_object_get(t->root, "decoder");
     if (!json_is_object(model) || strcmp(type_of(model), "BPE") != 0)
-        return weft_fail(WEFT_EUNSUPPORTED, "%s: model '%s'; only BPE is supported", name, type_of(model));
+        return weft_fail(WEFT_EUNSUPPORTED, "%s: model '%s'; only BPE is supported", name,
+                         type_of(model));
     if (!is_null(normalizer))
         return weft_fail(WEFT_EUNSUPPORTED, "%s: normalizer '%s' is not supported", name,
                          type_of(normalizer));
@@ -35,11 +36,13 @@ static weft_status read_steps(weft_tokenizer *t, const char *name) {
         bool off = is_null(value) || json_is_false(value) ||
                    (json_is_string(value) && json_string_length(value) == 0) ||
                    (json_is_number(value) && json_number_value(value) == 0.0);
-        if (!off) return weft_fail(WEFT_EUNSUPPORTED, "%s: the model's %s is not supported", name, keys[i]);
+        if (!off)
+            return weft_fail(WEFT_EUNSUPPORTED, "%s: the model's %s is not supported", name,
+                             keys[i]);
     }
     if (strcmp(type_of(pre), "ByteLevel") != 0)
-        return weft_fail(WEFT_EUNSUPPORTED, "%s: pre_tokenizer '%s'; only ByteLevel is supported", name,
-                         type_of(pre));
+        return weft_fail(WEFT_EUNSUPPORTED, "%s: pre_tokenizer '%s'; only ByteLevel is supported",
+                         name, type_of(pre));
     if (!is_null(decoder) && strcmp(type_of(decoder), "ByteLevel") != 0)
         return weft_fail(WEFT_EUNSUPPORTED, "%s: decoder '%s'; only ByteLevel is supported", name,
                          type_of(decoder));
@@ -81,11 +84,13 @@ static weft_status read_vocabulary(weft_tokenizer *t, const char *name) {
     weft_status status;
     if (!json_is_object(vocabulary))
         return weft_fail(WEFT_EFORMAT, "%s: its model has no vocabulary", name);
-    t->token_id = calloc(json_object_size(vocabulary) + json_array_size(added) + 1, sizeof(int64_t));
+    t->token_id =
+        calloc(json_object_size(vocabulary) + json_array_size(added) + 1, sizeof(int64_t));
     t->added = calloc(json_array_size(added) + 1, sizeof *t->added);
     if (!t->token_id || !t->added) return weft_fail(WEFT_ENOMEM, "%s: no memory for it", name);
     json_object_keylen_foreach(vocabulary, text, n, id) {
-        if (!id_ok(id)) return weft_fail(WEFT_EFORMAT, "%s: token '%.60s' has no valid id", name, text);
+        if (!id_ok(id))
+            return weft_fail(WEFT_EFORMAT, "%s: token '%.60s' has no valid id", name, text);
         status = add_token(t, text, (int64_t)n, json_integer_value(id), name);
         if (status != WEFT_OK) return status;
     }
@@ -140,18 +145,22 @@ static weft_status read_merges(weft_tokenizer *t, const char *name) {
             n_b = b ? (int64_t)json_string_length(merge) - n_a - 1 : 0;
             b = b ? b + 1 : NULL;
         }
-        if (!a || !b || n_a <= 0 || n_b <= 0 || (json_is_array(merge) && json_array_size(merge) != 2))
+        if (!a || !b || n_a <= 0 || n_b <= 0 ||
+            (json_is_array(merge) && json_array_size(merge) != 2))
             return weft_fail(WEFT_EFORMAT, "%s: merge %d is not a pair of tokens", name, (int)rank);
         char *joined = malloc((size_t)(n_a + n_b) + 1);
         if (!joined) return weft_fail(WEFT_ENOMEM, "%s: no memory for its merges", name);
         memcpy(joined, a, (size_t)n_a);
         memcpy(joined + n_a, b, (size_t)n_b);
-        int64_t left = id_of(t, a, n_a), right = id_of(t, b, n_b), whole = id_of(t, joined, n_a + n_b);
+        int64_t left = id_of(t, a, n_a), right = id_of(t, b, n_b),
+                whole = id_of(t, joined, n_a + n_b);
         free(joined);
         if (left < 0 || right < 0 || whole < 0)
-            return weft_fail(WEFT_EFORMAT, "%s: merge %d of '%.*s' and '%.*s' makes or takes a token "
-                             "that is not in the vocabulary", name, (int)rank, (int)(n_a < 60 ? n_a : 60),
-                             a, (int)(n_b < 60 ? n_b : 60), b);
+            return weft_fail(WEFT_EFORMAT,
+                             "%s: merge %d of '%.*s' and '%.*s' makes or takes a token "
+                             "that is not in the vocabulary",
+                             name, (int)rank, (int)(n_a < 60 ? n_a : 60), a,
+                             (int)(n_b < 60 ? n_b : 60), b);
         int64_t *slot = weft_map_add(&t->merges, WEFT_PAIR(left, right), 0);
         if (!slot) return weft_fail(WEFT_ENOMEM, "%s: no memory for its merges", name);
         *slot = (int64_t)rank << 32 | whole;   // of equal pairs the last counts
@@ -266,8 +275,8 @@ static int64_t token_bytes(const weft_tokenizer *t, const char *text, int64_t n,
     return n;
 }
 
-char *weft_tokenizer_decode(const weft_tokenizer *t, const int64_t *ids, int64_t n, bool skip_special,
-                            int64_t *n_out) {
+char *weft_tokenizer_decode(const weft_tokenizer *t, const int64_t *ids, int64_t n,
+                            bool skip_special, int64_t *n_out) {
     int64_t total = 0, size;
     for (int64_t i = 0; i < n; i++) {
         if (!weft_tokenizer_token(t, ids[i], &size)) {

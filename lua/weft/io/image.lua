@@ -37,7 +37,8 @@ function image.options(options, where)
   local o = args.options(options, decode_defaults, where)
   local drop = alphas[o.alpha]
   if drop == nil then args.choice(o.alpha, alphas, where, "alpha") end
-  return ffi.new("weft_image_options", not o.orientation, drop, color_of(o.background, where), o.max_pixels)
+  local background = color_of(o.background, where)
+  return ffi.new("weft_image_options", not o.orientation, drop, background, o.max_pixels)
 end
 
 ---Reads a PNG, JPEG or BMP file. Grey becomes RGB; 16-bit samples keep their high byte. Options:
@@ -73,7 +74,9 @@ end
 function image.resize(picture, size, filter)
   local p, f = args.tensor(picture, "resize", "picture"), filter_of(filter or "bicubic", "resize")
   if type(size) == "number" then return result(C.weft_image_resize_shortest(p, size, f)) end
-  if type(size) ~= "table" or #size ~= 2 then args.raise("resize: size is a number or { height, width }") end
+  if type(size) ~= "table" or #size ~= 2 then
+    args.raise("resize: size is a number or { height, width }")
+  end
   return result(C.weft_image_resize(p, size[1], size[2], f))
 end
 
@@ -94,7 +97,8 @@ end
 ---@param width integer?   height, if not given
 ---@return weft.Tensor
 function image.center_crop(picture, height, width)
-  return result(C.weft_image_center_crop(args.tensor(picture, "center_crop", "picture"), height, width or height))
+  local p = args.tensor(picture, "center_crop", "picture")
+  return result(C.weft_image_center_crop(p, height, width or height))
 end
 
 -- Of the pictures that common encoders were trained on.
@@ -107,7 +111,9 @@ image.mean, image.std = { 0.485, 0.456, 0.406 }, { 0.229, 0.224, 0.225 }
 function image.normalize(picture, options)
   local o = args.options(options, { mean = image.mean, std = image.std, flip = false }, "normalize")
   for _, name in ipairs { "mean", "std" } do
-    if type(o[name]) ~= "table" or #o[name] ~= 3 then args.raise("normalize: %s: three numbers are expected", name) end
+    if type(o[name]) ~= "table" or #o[name] ~= 3 then
+      args.raise("normalize: %s: three numbers are expected", name)
+    end
   end
   return result(C.weft_image_normalize(args.tensor(picture, "normalize", "picture"),
     ffi.new("double[3]", o.mean), ffi.new("double[3]", o.std), o.flip))
@@ -144,8 +150,8 @@ end
 ---@param options { color: number|number[]?, scale: integer? }?
 function image.text(canvas, y, x, text, options)
   local o = args.options(options, { color = 0, scale = 1 }, "text")
-  args.check(C.weft_image_text(args.tensor(canvas, "text", "canvas"), y - 1, x - 1, text, #text, o.scale,
-    color_of(o.color, "text")))
+  args.check(C.weft_image_text(args.tensor(canvas, "text", "canvas"), y - 1, x - 1, text, #text,
+    o.scale, color_of(o.color, "text")))
 end
 
 ---Breaks text into lines of at most `columns` characters, at spaces where there are any.
@@ -188,11 +194,14 @@ function image.sheet(pictures, captions, options)
     local view = args.tensor(picture, "sheet", "pictures").v
     local h, w = tonumber(view.shape[0]), tonumber(view.shape[1])
     local scale = o.cell / math.max(h, w)
-    local small = image.resize(picture, { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) })
+    local size = { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) }
+    local small = image.resize(picture, size)
     image.paste(canvas, small, y, x)
     small:free()
     local lines = image.wrap(captions[i] or "", math.floor(o.cell / 6))
-    for k = 1, math.min(#lines, o.lines) do image.text(canvas, y + o.cell + 4 + (k - 1) * 10, x, lines[k]) end
+    for k = 1, math.min(#lines, o.lines) do
+      image.text(canvas, y + o.cell + 4 + (k - 1) * 10, x, lines[k])
+    end
   end
   return canvas
 end

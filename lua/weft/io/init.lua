@@ -6,7 +6,9 @@ local M = {}
 local parts = { json = true, safetensors = true, tokenizer = true, image = true, loader = true }
 
 local function ending(path, where)
-  if type(path) ~= "string" then args.raise("%s: a path is expected, got %s", where, args.typename(path)) end
+  if type(path) ~= "string" then
+    args.raise("%s: a path is expected, got %s", where, args.typename(path))
+  end
   return (path:match "%.(%w+)$" or ""):lower()
 end
 

@@ -36,15 +36,15 @@ local function build(items, at)
   if kind == C.WEFT_JSON_TRUE then return true, at + 1 end
   if kind == C.WEFT_JSON_FALSE then return false, at + 1 end
   if kind == C.WEFT_JSON_NULL then return json.null, at + 1 end
-  local t, key = {}, nil
+  local t = {}
   at = at + 1
   if kind == C.WEFT_JSON_ARRAY then
     for i = 1, size do t[i], at = build(items, at) end
     return json.array(t), at
   end
   for _ = 1, size do
-    key, at = build(items, at)
-    t[key], at = build(items, at)
+    local key, value_at = build(items, at)
+    t[key], at = build(items, value_at)
   end
   return size == 0 and json.object(t) or t, at
 end
@@ -120,7 +120,8 @@ local function write_object(out, v, where, state, depth)
   local keys = {}
   for k in pairs(v) do
     if type(k) ~= "string" then
-      error(("%s: the key %s is a %s; an object's keys are strings"):format(where, tostring(k), type(k)), 0)
+      local form = "%s: the key %s is a %s; an object's keys are strings"
+      error(form:format(where, tostring(k), type(k)), 0)
     end
     keys[#keys + 1] = k
   end
@@ -170,7 +171,8 @@ end
 ---@param options { indent: integer?, sort: boolean? }?   sort is true unless switched off
 ---@return string
 function json.encode(value, options)
-  local o = require("weft.args").options(options, { indent = require("weft.args").none, sort = true }, "json.encode")
+  local args = require "weft.args"
+  local o = args.options(options, { indent = args.none, sort = true }, "json.encode")
   local out = {}
   local ok, message = pcall(write, out, value, "value", o, 0)
   if not ok then error("json.encode: " .. message, 2) end

@@ -15,7 +15,9 @@ local item_defaults = { path = args.required, crop = args.none, resize = args.no
 local function fill(item, c, i)
   local where = ("loader: picture %d"):format(i)
   local o = args.options(type(item) == "string" and { path = item } or item, item_defaults, where)
-  if type(o.path) ~= "string" then args.raise("%s: path: a string is expected, got %s", where, args.typename(o.path)) end
+  if type(o.path) ~= "string" then
+    args.raise("%s: path: a string is expected, got %s", where, args.typename(o.path))
+  end
   c.path = o.path
   c.filter = filters[o.filter] or args.choice(o.filter, filters, where, "filter")
   c.flip = o.flip
@@ -70,7 +72,8 @@ function Loader:waited() return C.weft_loader_waited(self.handle) end
 ---Bytes in the cache, and how many pictures came from it.
 ---@return integer bytes, integer hits
 function Loader:cached()
-  return tonumber(C.weft_loader_cache_used(self.handle)), tonumber(C.weft_loader_cache_hits(self.handle))
+  local bytes, hits = C.weft_loader_cache_used(self.handle), C.weft_loader_cache_hits(self.handle)
+  return tonumber(bytes), tonumber(hits)
 end
 
 ---Stops the threads. Batches that were not taken are dropped.
@@ -91,11 +94,11 @@ local M = {}
 ---@param options table
 ---@return weft.Loader
 function M.new(options)
-  local o = args.options(options, { threads = 2, depth = 2, height = args.required, width = args.required,
-    resize = args.none, mean = image.mean, std = image.std, cache = 0, orientation = true, alpha = "compose",
-    background = 255, max_pixels = 0 }, "loader")
-  local decode = image.options({ orientation = o.orientation, alpha = o.alpha, background = o.background,
-    max_pixels = o.max_pixels }, "loader")
+  local o = args.options(options, { threads = 2, depth = 2, height = args.required,
+    width = args.required, resize = args.none, mean = image.mean, std = image.std, cache = 0,
+    orientation = true, alpha = "compose", background = 255, max_pixels = 0 }, "loader")
+  local decode = image.options({ orientation = o.orientation, alpha = o.alpha,
+    background = o.background, max_pixels = o.max_pixels }, "loader")
   local handle = C.weft_loader_new(o.threads, o.depth, o.height, o.width, ffi.new("double[3]", o.mean),
     ffi.new("double[3]", o.std), decode, o.cache)
   if handle == nil then args.fail() end

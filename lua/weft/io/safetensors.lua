@@ -18,7 +18,9 @@ File.__index = File
 
 local function position(self, name, where)
   if self.handle == nil then args.raise("%s: %s is closed", where, self.path) end
-  if type(name) ~= "string" then args.raise("%s: a tensor's name is expected, got %s", where, args.typename(name)) end
+  if type(name) ~= "string" then
+    args.raise("%s: a tensor's name is expected, got %s", where, args.typename(name))
+  end
   local i = C.weft_safetensors_find(self.handle, name)
   if i < 0 then return nil end
   return i
@@ -42,7 +44,8 @@ end
 function File:tensor(name)
   local i = position(self, name, "tensor")
   if not i then
-    return nil, ("%s: no tensor '%s'%s"):format(self.path, name, args.suggest(name, { unpack(self.names, 1, 200) }))
+    local near = args.suggest(name, { unpack(self.names, 1, 200) })
+    return nil, ("%s: no tensor '%s'%s"):format(self.path, name, near)
   end
   local t = C.weft_safetensors_tensor(self.handle, i)
   if t == nil then return failure() end
@@ -62,7 +65,9 @@ end
 ---@param path string
 ---@return weft.SafetensorsFile?, string? message
 function safetensors.open(path)
-  if type(path) ~= "string" then args.raise("safetensors.open: a path is expected, got %s", args.typename(path)) end
+  if type(path) ~= "string" then
+    args.raise("safetensors.open: a path is expected, got %s", args.typename(path))
+  end
   local handle = C.weft_safetensors_open(path)
   if handle == nil then return failure() end
   handle = ffi.gc(handle, C.weft_safetensors_close)
@@ -115,8 +120,12 @@ end
 ---@param metadata table<string, string>?
 ---@return true?, string? message
 function safetensors.save(path, tensors, metadata)
-  if type(path) ~= "string" then args.raise("safetensors.save: a path is expected, got %s", args.typename(path)) end
-  if type(tensors) ~= "table" then args.raise("safetensors.save: a table of tensors is expected, got %s", args.typename(tensors)) end
+  if type(path) ~= "string" then
+    args.raise("safetensors.save: a path is expected, got %s", args.typename(path))
+  end
+  if type(tensors) ~= "table" then
+    args.raise("safetensors.save: a table of tensors is expected, got %s", args.typename(tensors))
+  end
   local names, keys = sorted_keys(tensors, "tensors"), sorted_keys(metadata or {}, "metadata")
   local c_names = ffi.new("const char *[?]", #names + 1)
   local c_tensors = ffi.new("weft_tensor *[?]", #names + 1)

@@ -18,7 +18,9 @@ local function adopt(handle)
 end
 
 local function text_argument(text, where)
-  if type(text) ~= "string" then args.raise("%s: a string is expected, got %s", where, args.typename(text)) end
+  if type(text) ~= "string" then
+    args.raise("%s: a string is expected, got %s", where, args.typename(text))
+  end
 end
 
 local count = ffi.new "int64_t[1]"
@@ -44,7 +46,9 @@ end
 ---@return string
 function Tokenizer:decode(ids, options)
   local o = args.options(options, { skip_special = false }, "decode")
-  if type(ids) ~= "table" then args.raise("decode: a table of ids is expected, got %s", args.typename(ids)) end
+  if type(ids) ~= "table" then
+    args.raise("decode: a table of ids is expected, got %s", args.typename(ids))
+  end
   local n = #ids
   local c = ffi.new("int64_t[?]", n + 1)
   for i = 1, n do
@@ -121,8 +125,8 @@ end
 ---@param options { vocab_size: integer, min_count: integer?, special_tokens: string[]? }
 ---@return weft.Tokenizer
 function tokenizer.train(texts, options)
-  local o = args.options(options, { vocab_size = args.required, min_count = 0, special_tokens = args.none },
-    "tokenizer.train")
+  local o = args.options(options, { vocab_size = args.required, min_count = 0,
+    special_tokens = args.none }, "tokenizer.train")
   args.number(o.vocab_size, "tokenizer.train", "vocab_size")
   args.number(o.min_count, "tokenizer.train", "min_count")
   local specials = o.special_tokens or {}
