@@ -14,6 +14,7 @@ int weft_char_byte(const char *utf8, int64_t n, int *used);   // -1: stands for 
 typedef struct weft_splitter weft_splitter;
 weft_splitter *weft_splitter_new(void);
 void weft_splitter_free(weft_splitter *s);
+bool weft_splitter_word(const weft_splitter *s, const char *text, int64_t n);  // begins as a word
 // Calls piece(context, from, n) for each; stops at false.
 weft_status weft_splitter_run(const weft_splitter *s, const char *text, int64_t n,
                               bool (*piece)(void *context, const char *from, int64_t n),

@@ -156,9 +156,13 @@ static int64_t space_at(const char *s, int64_t n) {
     return 0;
 }
 
-// Everything outside ASCII counts as part of a word.
-static bool word_byte(unsigned char c) {
-    return c >= 128 || c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z');
+// Whether a word goes on before or after text[begin .. end - 1].
+static bool inside_word(const weft_tokenizer *t, const char *text, int64_t n, int64_t begin,
+                        int64_t end) {
+    int64_t last = begin - 1;
+    while (last > 0 && (text[last] & 0xc0) == 0x80) last--;
+    return (begin > 0 && weft_splitter_word(t->splitter, text + last, begin - last)) ||
+           (end < n && weft_splitter_word(t->splitter, text + end, n - end));
 }
 
 static const weft_added *added_at(const weft_tokenizer *t, const char *text, int64_t n,
@@ -186,8 +190,7 @@ static weft_status encode_added(encoder *e, const char *text, int64_t n, bool no
         }
         int64_t begin = at, end = at + a->size, step;
         at = end;
-        if (a->single_word && ((begin > 0 && word_byte((unsigned char)text[begin - 1])) ||
-                               (end < n && word_byte((unsigned char)text[end])))) continue;
+        if (a->single_word && inside_word(e->t, text, n, begin, end)) continue;
         while (a->lstrip && begin > done) {
             step = 1;
             while (step < begin - done && (text[begin - step] & 0xc0) == 0x80) step++;

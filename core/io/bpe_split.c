@@ -6,7 +6,7 @@
 #include <pcre2.h>
 #include <stdlib.h>
 
-struct weft_splitter { pcre2_code *code; };
+struct weft_splitter { pcre2_code *code, *word; };
 
 // White space is spelled out: PCRE2's \s differs from Unicode's property by one character.
 #define SPACE "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}" \
@@ -15,14 +15,26 @@ static const char pattern[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"
     "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+";
 
-weft_splitter *weft_splitter_new(void) {
+// What Unicode counts as a part of words: letters, marks, digits, connectors, circled letters.
+static const char word_pattern[] = "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}"
+                                   "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}"
+                                   "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}]";
+
+static pcre2_code *compile(const char *text, uint32_t options) {
     int error;
     PCRE2_SIZE at;
+    return pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED,
+                         PCRE2_UTF | PCRE2_UCP | options, &error, &at, NULL);
+}
+
+weft_splitter *weft_splitter_new(void) {
     weft_splitter *s = calloc(1, sizeof *s);
-    if (s) s->code = pcre2_compile((PCRE2_SPTR)pattern, sizeof pattern - 1, PCRE2_UTF | PCRE2_UCP,
-                                   &error, &at, NULL);
-    if (!s || !s->code) {
-        free(s);
+    if (s) {
+        s->code = compile(pattern, 0);
+        s->word = compile(word_pattern, PCRE2_ANCHORED);
+    }
+    if (!s || !s->code || !s->word) {
+        weft_splitter_free(s);
         weft_fail(WEFT_ENOMEM, "no memory for the tokenizer's pattern");
         return NULL;
     }
@@ -33,7 +45,16 @@ weft_splitter *weft_splitter_new(void) {
 void weft_splitter_free(weft_splitter *s) {
     if (!s) return;
     pcre2_code_free(s->code);
+    pcre2_code_free(s->word);
     free(s);
+}
+
+bool weft_splitter_word(const weft_splitter *s, const char *text, int64_t n) {
+    pcre2_match_data *match = pcre2_match_data_create(1, NULL);
+    bool yes = match && pcre2_match(s->word, (PCRE2_SPTR)text, (PCRE2_SIZE)n, 0, PCRE2_NO_UTF_CHECK,
+                                    match, NULL) > 0;
+    pcre2_match_data_free(match);
+    return yes;
 }
 
 weft_status weft_splitter_run(const weft_splitter *s, const char *text, int64_t n,

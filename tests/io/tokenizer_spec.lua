@@ -69,6 +69,9 @@ describe("tokenizer", function()
     assert.same({ 0, 6, 3, 0 }, t:encode "a  <l> a")
     assert.same({ 0, 3, 7, 0 }, t:encode "a <r>  a")
     assert.same({ 8, 3, 5, 0 }, t:encode "ca abca")
+    s.model.unk_token = "b"
+    assert.same({ 2, 4, 1 }, parse(s):encode "caé") -- é goes on with the word
+    assert.same({ 8, 1, 1, 1 }, parse(s):encode "ca→")
   end)
 
   it("puts a space before words where the file says so", function()
