@@ -21,7 +21,7 @@ function Stage1:init(c, data)
   self.language = models.llama { vocab = data.vocab, width = c.language.width, layers = c.language.layers,
     ff = c.language.ff, heads = c.language.heads, dropout = c.language.dropout }
   self.fusion = models.fiber(self.language, { image_width = c.compress.width, layers = c.fusion.layers,
-    image_heads = c.fusion.heads, image_ff = c.fusion.ff })
+    image_heads = c.fusion.heads, image_hidden = c.fusion.ff })
   if c.memory.kind == "larimar" then self.memory = models.gpm { slots = c.memory.slots, width = c.compress.width } end
   self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, image = c.compress.width, text = c.language.width }
   self.itm = losses.ITM { width = c.language.width + c.compress.width, source = c.itm.source }
@@ -45,13 +45,14 @@ function Stage1:patches(batch)
 end
 
 function Stage1:features_usable()
-  return self.training and self.features.enabled and peft.frozen(self.vision)
+  return self.training and self.features.enabled and self.vision:count(true) == 0
 end
 function Stage1:features_cached(ids) return self:features_usable() and self.features:covers(ids) end
 
 -- dual: pooled features of both sides, before projection
 function Stage1:dual(V, batch)
-  return V:mean(2), self.fusion:text_feature(batch.ids, batch.mask)
+  local text = self.fusion:encode(batch.ids, { mask = batch.mask })
+  return V:mean(2), models.pool.last_token(text, batch.mask)
 end
 
 function Stage1:losses(batch)
@@ -63,12 +64,12 @@ function Stage1:losses(batch)
     return { image = i, text = t }
   end)
   local pair = self.itc(image, text, batch, self.queue, keys)                 -- dual pass
-  local match = self.itm(function(v, ids, mask) return (self.fusion:fuse(v, ids, mask)) end, V, pair, batch, self.queue)
+  local match = self.itm(function(v, ids, mask) return self.fusion:fuse(v, ids, { mask = mask }).feature end, V, pair, batch, self.queue)
   self.queue:push { image = pair.keys.image, text = pair.keys.text, ids = pair.keys.ids, captions = pair.keys.captions,
     tokens = batch.ids, mask = batch.mask, patches = V:detach() }
   local z, kl
   if self.memory then z, kl = self.memory(V) end
-  local caption = self.fusion:caption_loss(V, batch.ids, batch.mask, z) * batch.token_share   -- caption pass
+  local caption = self.fusion:caption(V, z, batch.ids, { mask = batch.mask }) * batch.token_share   -- caption pass
   return { itc = pair.loss, itm = match, lm = caption, memory = kl }
 end
 
@@ -80,12 +81,12 @@ end
 
 function Stage1:match(batch, ids, mask)
   local V = self.compress(self.vision(batch.pixels).patches)
-  return (self.itm:score(self.fusion:fuse(V, ids, mask)))
+  return (self.itm:score(self.fusion:fuse(V, ids, { mask = mask }).feature))
 end
 
 function Stage1:caption_loss(batch)
   local V = self.compress(self.vision(batch.pixels).patches)
-  return (self.fusion:caption_loss(V, batch.ids, batch.mask, self.memory and self.memory(V) or nil))
+  return (self.fusion:caption(V, self.memory and self.memory(V) or nil, batch.ids, { mask = batch.mask }))
 end
 
 ---Captions of a batch's pictures as texts.
@@ -95,7 +96,7 @@ function Stage1:caption(batch, data, options)
   local out = self.fusion:generate(V, z, { bos = data.special.bos, eos = data.special.eos, pad = data.special.pad,
     max_new_tokens = data.length - 1, beams = options and options.beams or 1 })
   local texts = {}
-  for i, ids in ipairs(out) do texts[i] = data.tokenizer:decode(ids, { skip_special = true }) end
+  for i, ids in ipairs(out.ids:totable()) do texts[i] = data.tokenizer:decode(ids, { skip_special = true }) end
   return texts
 end
 

@@ -7,7 +7,17 @@ local random = require "weft.random"
 
 local M = { version = core.version, Tensor = A.Tensor }
 
-for name, fn in pairs(tensors.functions) do M[name] = fn end
+local parts = {
+  nn = "weft.nn", optim = "weft.optim", peft = "weft.peft", models = "weft.models", losses = "weft.losses",
+  data = "weft.data", train = "weft.train", eval = "weft.eval", io = "weft.io", tokenizer = "weft.io.tokenizer",
+  config = "weft.config", help = "weft.help", cuda = "weft.cuda",
+}
+
+-- every operator is a function here too; a part of weft keeps its name (weft.data is no t:data())
+for name, fn in pairs(tensors.functions) do
+  if not parts[name] then M[name] = fn end
+end
+
 for name, fn in pairs(tensors.create) do M[name] = fn end
 M.is_tensor = A.is_tensor
 M.scope = require("weft.scope").scope
@@ -33,11 +43,6 @@ function M.threads(n)
   return core.lib.weft_threads()
 end
 
-local parts = {
-  nn = "weft.nn", optim = "weft.optim", peft = "weft.peft", models = "weft.models", losses = "weft.losses",
-  data = "weft.data", train = "weft.train", eval = "weft.eval", io = "weft.io", tokenizer = "weft.io.tokenizer",
-  config = "weft.config", help = "weft.help", cuda = "weft.cuda",
-}
 local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train",
   show = "weft.show", trace = "weft.trace" }
 

@@ -121,7 +121,7 @@ local function drop_damaged(self, batch, problems)
   if #kept == 0 then return nil end
   local again = describe(self, kept)
   local index = create.tensor(places, { dtype = "int64" })
-  again.pixels = ops.index_select(batch.pixels, 1, index)
+  again.pixels = ops.index_select(batch.pixels, index, 1)
   return again
 end
 

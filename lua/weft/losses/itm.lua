@@ -26,10 +26,10 @@ end
 -- Rows of batch or queue by candidate index; -1 takes row 1 of the batch (its loss is left out).
 local function pick(index, B, batch_rows, queue_rows)
   local zero = create.full { value = 0, dtype = "int64" }
-  if not queue_rows then return (ops.index_select(batch_rows, 1, ops.clamp(index, 0, B - 1))) end
+  if not queue_rows then return (ops.index_select(batch_rows, ops.clamp(index, 0, B - 1), 1)) end
   local n = queue_rows:size(1)
-  local from_batch = ops.index_select(batch_rows, 1, ops.clamp(index, 0, B - 1))
-  local from_queue = ops.index_select(queue_rows, 1, ops.clamp(index - B, 0, n - 1)):to(batch_rows.dtype)
+  local from_batch = ops.index_select(batch_rows, ops.clamp(index, 0, B - 1), 1)
+  local from_queue = ops.index_select(queue_rows, ops.clamp(index - B, 0, n - 1), 1):to(batch_rows.dtype)
   local in_batch = ops.lt(index, B + zero)
   local shape = { index:size(1) }
   for i = 2, batch_rows.ndim do shape[i] = 1 end

@@ -4,6 +4,7 @@ local A = require "weft.args"
 local files = {
   dinov2 = "weft.models.dinov2", pos_interp = "weft.models.pos_interp", llama = "weft.models.llama",
   fiber = "weft.models.fiber", gpm = "weft.models.gpm", generate = "weft.models.generate",
+  pool = "weft.models.pool",
 }
 
 return setmetatable({}, {

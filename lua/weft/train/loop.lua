@@ -100,7 +100,7 @@ function M:report(batch)
   self.waited = 0
   local every = o.checkpoint_every
   if every > 0 and self.step % every == 0 then self:save() end
-  if C.weft_interrupt_pending and C.weft_interrupt_pending() then
+  if self.should_stop and self.should_stop() then
     self:save()
     error({ stopped = true }, 0)
   end
