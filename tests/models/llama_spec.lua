@@ -50,6 +50,22 @@ describe("llama", function()
     compare.close(model:loss(b, padded, { mask = mask }), model:loss(a, ids), 1e-6)
   end)
 
+  it("computes no column that is padding in every row", function()
+    local model, ids = tiny(), weft.randint { 2, 9, low = 1, high = 40 }
+    local mask = weft.tensor({ { 1, 1, 1, 1, 0, 0, 0, 0, 0 }, { 1, 1, 0, 0, 0, 0, 0, 0, 0 } }, { dtype = "bool" })
+    local widths = {}
+    local hidden = model:encode(ids, { mask = mask, cross = function(_, after)
+      widths[#widths + 1] = after:size(2)
+      return after
+    end })
+    assert.same({ 4, 4, 4 }, widths)
+    assert.same({ 2, 9, 16 }, hidden.shape)
+    assert.equal(0, hidden:narrow(2, 5, 5):abs():sum():item())
+    -- a token after a gap still counts
+    mask[2][7] = 1
+    assert.is_true(model:encode(ids, { mask = mask })[2][7]:abs():sum():item() > 0)
+  end)
+
   it("has no loss, but a graph, where nothing is to be predicted", function()
     local model = tiny()
     local ids = weft.randint { 2, 1, low = 1, high = 40 }

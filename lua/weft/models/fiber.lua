@@ -125,7 +125,7 @@ function Fiber:fuse(V, ids, options)
     if not j then return after end
     local cross = self.text[j]
     local y = cross(after, cross:look_at(stream))
-    stream = self.image[j](stream, entry, mask)
+    stream = self.image[j](stream, entry, mask and mask:narrow(2, 1, entry:size(2)) or nil)
     return y
   end })
   local feature = ops.cat({ pool.last_token(text, mask), stream:mean(2) }, 2)

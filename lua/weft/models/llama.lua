@@ -5,6 +5,7 @@ local A = require "weft.args"
 local nn = require "weft.nn"
 local initial = require "weft.nn.initial"
 local ops = require("weft.ops").functions
+local pool = require "weft.models.pool"
 
 -- --- rotary positions
 local Rotary = nn.Module "Rotary"
@@ -150,23 +151,31 @@ function Llama:cache()
   return { layers = slots, length = 0, fixed = {} }
 end
 
----Final hidden states (after the last norm) of ids [B, N] -> [B, N, d].
+---Final hidden states (after the last norm) of ids [B, N] -> [B, N, d]. Columns that are padding in
+---every row are not computed: their states are 0.
 ---@param ids weft.Tensor  int64
 ---@param options? table  mask ([B, N] bool, true: a token), cross (called as cross(layer from 1, state
 ---  after self-attention, state before it) -> state), cache (of cache(); ids then follow what it holds)
 function Llama:encode(ids, options)
   local o = A.options(options, { mask = A.none, cross = A.none, cache = A.none }, "encode")
   if ids.ndim ~= 2 then A.raise("llama: ids [B, N] are expected, got [%s]", table.concat(ids.shape, ",")) end
-  local cache, before = o.cache, o.cache and o.cache.length or 0
+  local cache, before, n = o.cache, o.cache and o.cache.length or 0, ids:size(2)
+  local mask, padding = key_mask(o.mask, ids, before), 0
+  if mask and not cache then
+    local longest = pool.longest(o.mask)
+    padding, n = n - longest, longest
+    if padding > 0 then ids, mask = ids:narrow(2, 1, n), mask:narrow(4, 1, n) end
+  end
   local x = self.model.embed_tokens(ids)
-  local rotary = self.model.rotary:tables(before, ids:size(2), x)
-  local mask = key_mask(o.mask, ids, before)
+  local rotary = self.model.rotary:tables(before, n, x)
   for i, layer in ipairs(self.model.layers) do
     local cross = o.cross and function(after, entry) return o.cross(i, after, entry) end or nil
     x = layer(x, rotary, mask, cache and cache.layers[i] or nil, cross)
   end
-  if cache then cache.length = before + ids:size(2) end
-  return self.model.norm(x)
+  if cache then cache.length = before + n end
+  local y = self.model.norm(x)
+  if padding > 0 then y = ops.pad(y, { 0, 0, 0, padding, 0, 0 }) end
+  return y
 end
 
 ---Scores over the vocabulary for final hidden states [..., d] -> [..., V].

@@ -19,12 +19,15 @@ function M.last_token(hidden, mask)
   return (ops.index_select(hidden:reshape(batch * n, d), first + length - 1, 1))
 end
 
----Columns of padded rows up to the longest real one (right padding), at least one.
----@param mask weft.Tensor  [B, N] on the CPU
+---The last column where any row has a token, at least 1: what is to its right is padding alone.
+---@param mask weft.Tensor  [B, N]
 ---@return integer
 function M.longest(mask)
-  if mask.device ~= "cpu" or mask:size(1) == 0 then return mask:size(2) end
-  return math.max(1, mask:to("int64"):sum(2):max():item())
+  local n = mask:size(2)
+  if mask.device ~= "cpu" then return n end
+  local count = mask:to("int64"):sum(1):totable()
+  while n > 1 and count[n] == 0 do n = n - 1 end
+  return n
 end
 
 return M
