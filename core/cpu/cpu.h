@@ -32,8 +32,8 @@ static inline int64_t weft_piece_end(int64_t n, int64_t grain, int64_t piece) {
     return end < n ? end : n;
 }
 
-// --- products (gemm.c), row-major, on a grid of tiles that depends on shapes alone; each tile is
-// one single-threaded BLAS call.
+// --- products (gemm.c), row-major, on a grid of tiles that depends on shapes alone. Threads share out
+// the tiles.
 // C[m,n] = alpha op(A) op(B) + beta C (+ bias[n] on each row where bias is not NULL).
 // op(A) is [m,k]: A is [m,k] with row stride lda, or with trans_a [k,m]; likewise B.
 // row_group: tiles never cross a multiple of it (0: no such bound) and are cut as for one group; used
@@ -59,6 +59,8 @@ static inline int64_t weft_row_group(const weft_view *x) {
     return x->ndim >= 3 && x->shape[x->ndim - 2] >= 64 ? x->shape[x->ndim - 2] : 0;
 }
 #define WEFT_TILE_N 256  // tiles are no wider, and begin at a multiple of 16 columns
+#define WEFT_PRODUCT_DEPTH 256  // product.c: positions and rows at a time
+#define WEFT_PRODUCT_ROWS 192
 // One product on this thread, for use inside a piece.
 void weft_gemm_here(const weft_gemm *g);
 

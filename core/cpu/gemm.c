@@ -1,13 +1,15 @@
-// gemm.c: products over BLAS. A product is cut into tiles by its shape alone; each tile is one
-// single-threaded call, so that results do not depend on the number of threads.
-#include "cpu.h"
+// gemm.c: products. A product is cut into tiles by its shape alone, so that results do not depend on
+// the number of threads. A float32 tile is made by product.c where vectors are wide, any other by
+// one single-threaded BLAS call.
+#include "../core.h"
+#include "slots.h"
 #include <cblas.h>
 #include <stdatomic.h>
 #include <string.h>
 
 #define TILE_M 512
-#define MIN_TILES 8   // a product of some size is cut into about as many
-#define SMALL_N 128   // but not into narrower tiles
+#define MIN_TILES 16  // a product of some size is cut into about as many
+#define SMALL_N 64    // but not into narrower tiles, nor other than multiples of this
 
 extern void openblas_set_num_threads(int) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
@@ -39,32 +41,33 @@ static void vector_product(const weft_gemm *g, int64_t m, int64_t n, const void 
                     c, (int)out_step);
 }
 
-// One tile: op(A)[i0.., :] times op(B)[:, j0..]
+// The bias goes in first (on what beta leaves of C), the product is added to it.
+static void set_bias(const weft_gemm *g, char *c, int64_t m, int64_t j0, int64_t n) {
+    for (int64_t i = 0; i < m; i++) {
+        if (g->dtype == WEFT_FLOAT32) {
+            const float *bias = (const float *)g->bias + j0;
+            float *row = (float *)(void *)c + i * g->ldc;
+            for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (g->beta != 0 ? (float)g->beta * row[j] : 0);
+        } else {
+            const double *bias = (const double *)g->bias + j0;
+            double *row = (double *)(void *)c + i * g->ldc;
+            for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (g->beta != 0 ? g->beta * row[j] : 0);
+        }
+    }
+}
+
+// One tile over BLAS: op(A)[i0.., :] times op(B)[:, j0..]
 static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, int64_t j0, int64_t n) {
     const int64_t size = weft_dtype_size(g->dtype);
     const char *a = (const char *)g->a + (batch * g->stride_a + i0 * (g->trans_a ? 1 : g->lda)) * size;
     const char *b = (const char *)g->b + (batch * g->stride_b + j0 * (g->trans_b ? g->ldb : 1)) * size;
     char *c = (char *)g->c + (batch * g->stride_c + i0 * g->ldc + j0) * size;
-    double beta = g->beta;
-    if (g->k <= 0 && !g->bias && beta == 0) {  // an empty sum
-        for (int64_t i = 0; i < m; i++) memset(c + i * g->ldc * size, 0, (size_t)(n * size));
+    const double beta = g->bias ? 1 : g->beta;
+    if (g->bias) set_bias(g, c, m, j0, n);
+    if (g->k <= 0) {  // an empty sum
+        for (int64_t i = 0; i < m && beta == 0; i++) memset(c + i * g->ldc * size, 0, (size_t)(n * size));
         return;
     }
-    if (g->bias) {  // the bias goes in first, the product is added to it
-        for (int64_t i = 0; i < m; i++) {
-            if (g->dtype == WEFT_FLOAT32) {
-                const float *bias = (const float *)g->bias + j0;
-                float *row = (float *)c + i * g->ldc;
-                for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (beta != 0 ? (float)beta * row[j] : 0);
-            } else {
-                const double *bias = (const double *)g->bias + j0;
-                double *row = (double *)c + i * g->ldc;
-                for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (beta != 0 ? beta * row[j] : 0);
-            }
-        }
-        beta = 1;
-    }
-    if (g->k <= 0) return;
     if (m == 1 || n == 1) {
         vector_product(g, m, n, a, b, beta, c);
         return;
@@ -86,13 +89,41 @@ void weft_gemm_here(const weft_gemm *g) {
     for (int64_t b = 0; b < batches; b++) product(g, b, 0, g->m, 0, g->n);
 }
 
+typedef void (*own_product)(const weft_gemm *g, const float *a, const float *b, float *c, int64_t i0, int64_t i1,
+                            int64_t j0, int64_t j1, bool add, float *scratch);
+#define SCRATCH ((int64_t)sizeof(float) * (WEFT_PRODUCT_DEPTH * (WEFT_TILE_N + WEFT_PRODUCT_ROWS) + WEFT_PRODUCT_ROWS * SMALL_N))
+#ifdef WEFT_HAVE_AVX2
+void weft_cpu_avx2_product(const weft_gemm *, const float *, const float *, float *, int64_t, int64_t, int64_t,
+                           int64_t, bool, float *);
+#endif
+#ifdef WEFT_HAVE_AVX512
+void weft_cpu_avx512_product(const weft_gemm *, const float *, const float *, float *, int64_t, int64_t, int64_t,
+                             int64_t, bool, float *);
+#endif
+
+// product.c's tile for this machine, or NULL where BLAS is to make it.
+static own_product own_for(const weft_gemm *g, int64_t rows) {
+    if (g->dtype != WEFT_FLOAT32 || rows < 16 || g->n < 16 || g->k < 16 || (g->beta != 0 && g->beta != 1)) return NULL;
+    const char *path = weft_cpu_path();
+#ifdef WEFT_HAVE_AVX512
+    if (strcmp(path, "avx512") == 0) return weft_cpu_avx512_product;
+#endif
+#ifdef WEFT_HAVE_AVX2
+    if (strcmp(path, "avx2") == 0) return weft_cpu_avx2_product;
+#endif
+    (void)path;
+    return NULL;
+}
+
 typedef struct grid {
     const weft_gemm *g;
     int64_t tile_m, tile_n, rows, columns, group, groups;
+    own_product own;
+    weft_slots slots;
 } grid;
 
 static void tile(void *context, int64_t piece) {
-    const grid *t = context;
+    grid *t = context;
     const weft_gemm *g = t->g;
     int64_t column = piece % t->columns, row = piece / t->columns % t->rows;
     int64_t group = piece / t->columns / t->rows % t->groups;
@@ -104,7 +135,15 @@ static void tile(void *context, int64_t piece) {
     int64_t j0 = column * t->tile_n, j1 = j0 + t->tile_n;
     if (j1 > g->n) j1 = g->n;
     if (i0 >= i1 || j0 >= j1) return;
-    product(g, batch, i0, i1 - i0, j0, j1 - j0);
+    if (t->own) {
+        float *scratch = weft_slots_take(&t->slots), *c = (float *)g->c + batch * g->stride_c;
+        if (g->bias) set_bias(g, (char *)(c + i0 * g->ldc + j0), i1 - i0, j0, j1 - j0);
+        t->own(g, (const float *)g->a + batch * g->stride_a, (const float *)g->b + batch * g->stride_b, c, i0, i1, j0, j1,
+               g->bias || g->beta != 0, scratch);
+        weft_slots_give(&t->slots, scratch);
+    } else {
+        product(g, batch, i0, i1 - i0, j0, j1 - j0);
+    }
     if (g->after) g->after(g->context, batch, i0, i1, j0, j1);
 }
 
@@ -119,7 +158,7 @@ static void cut(grid *t, const weft_gemm *g) {
     // too few tiles to keep several threads busy, and enough work to be worth it
     if (parts * columns < MIN_TILES && t->group * g->n * g->k > 1 << 18) {
         if (g->n >= t->group) {
-            const int64_t want = (g->n * parts / MIN_TILES + 15) / 16 * 16;
+            const int64_t want = (g->n * parts / MIN_TILES + SMALL_N - 1) / SMALL_N * SMALL_N;
             t->tile_n = want < SMALL_N ? SMALL_N : want;
             if (t->tile_n > g->n) t->tile_n = g->n;
         } else {
@@ -143,6 +182,13 @@ weft_status weft_gemm_run(const weft_gemm *g) {
     grid t = { .g = g };
     cut(&t, g);
     const int64_t batches = g->batch > 1 ? g->batch : 1;
-    weft_parallel(batches * t.groups * t.rows * t.columns, tile, &t);
+    const int64_t pieces = batches * t.groups * t.rows * t.columns;
+    t.own = own_for(g, t.group);
+    if (t.own) {
+        weft_status status = weft_slots_open(&t.slots, weft_backend_of(WEFT_CPU), pieces, SCRATCH);
+        if (status != WEFT_OK) return status;
+    }
+    weft_parallel(pieces, tile, &t);
+    if (t.own) weft_slots_close(&t.slots);
     return WEFT_OK;
 }
