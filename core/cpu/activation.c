@@ -1,5 +1,5 @@
 // activation.c: kernels of activations and their gradients, float32 and float64.
-#include "each.h"
+#include "copy.h"
 #include "math.h"
 
 #define ACTIVATION(op, T, s) EACH_SPAN1(op##_span##s, T, T, op##_##s(X))

@@ -1,5 +1,5 @@
 // compare.c: kernels that compare, combine truth values (bytes 0 and 1), and choose by them.
-#include "each.h"
+#include "copy.h"
 #include "math.h"
 
 // --- comparisons, by the dtype of the operands

@@ -258,13 +258,6 @@ static inline weft_status each_run(const weft_view *const *views, int n_op, each
     return WEFT_OK;
 }
 
-static inline weft_status each_call(const weft_call *call, each_fn fn, const void *context,
-                                    int64_t grain) {
-    const weft_view *views[EACH_MAX] = { call->out[0] };
-    for (int i = 0; i < call->n_in; i++) views[i + 1] = call->in[i];
-    return each_run(views, call->n_in + 1, fn, context, grain);
-}
-
 // A walk that only reads: fn sees the elements of view as its first input, nothing is written.
 static inline void each_search(const weft_view *view, each_fn fn, const void *context) {
     const weft_view *views[2] = { view, view };

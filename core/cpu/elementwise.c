@@ -1,6 +1,6 @@
 // elementwise.c: kernels of arithmetic with broadcasting and of functions of one number.
 // Integers wrap around; comparisons and choices are in compare.c, conversions in cast.c.
-#include "each.h"
+#include "copy.h"
 #include "math.h"
 
 // A kernel with one span function for each dtype. Those that call libm once an element for float64
