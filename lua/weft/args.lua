@@ -11,6 +11,7 @@ typedef struct weft_ref { weft_tensor *p; uint64_t gen; } weft_ref;
 ]]
 
 local here = debug.getinfo(1, "S").source:match "^(.*)args%.lua$"
+local wrappers = "/weft/ops.lua" -- generated, so in the build folder when run from a checkout
 local istype, gc = ffi.istype, ffi.gc
 local Tensor = ffi.typeof "weft_ref"
 A.Tensor = Tensor
@@ -22,7 +23,8 @@ local function user_level()
   while true do
     local info = debug.getinfo(level, "S")
     if not info then return 2 end
-    if info.what ~= "C" and info.source:sub(1, #here) ~= here then
+    local source = info.source
+    if info.what ~= "C" and source:sub(1, #here) ~= here and source:sub(-#wrappers) ~= wrappers then
       return level - 1
     end
     level = level + 1
