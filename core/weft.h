@@ -81,6 +81,7 @@ weft_state *weft_get_state(void);
 const char *weft_error(void);         // message of the last failure on this thread
 const char *weft_version(void);
 void weft_interrupt(int flag);        // 1: the next operator fails with WEFT_EINTERRUPTED
+weft_status weft_catch_interrupt(bool on);  // SIGINT calls weft_interrupt(1) and no longer ends the process
 
 // --- dtypes and devices
 const char *weft_dtype_name(int dtype);

@@ -1,0 +1,188 @@
+-- repl.lua: the prompt. Lines run with the JIT off and a count hook, so that Ctrl-C always lands:
+-- hooks never fire in compiled loops.
+local M = {
+  summary = "the prompt: evaluates and prints; Ctrl-C stops a line",
+  usage = "[--plain]",
+  about = "The value of an expression is printed; ; at the end silences it; _ is the last value.\n"
+    .. "?NAME explains an operator. An unfinished line goes on in the next. Tab completes names.\n"
+    .. "From a pipe, lines are run without banner or prompt; the exit code is 1 if one failed.",
+  options = { { "plain", "read lines without editing them" } },
+  examples = { "weft", "echo 'weft.ones{2, 3}:sum()' | weft repl" },
+}
+
+local SLOW = 1.0 -- seconds from which a line's time is shown
+local HOOK_EVERY = 1000
+
+local function values(...) return { n = select("#", ...), ... } end
+
+---Compiles one input: as an expression whose values are returned, or as statements.
+---@return function? chunk, string? problem, boolean? unfinished
+function M.compile(text, name)
+  -- a call in front of the values keeps the chunk's own frame: errors find their line
+  -- (a closing parenthesis on a line of its own would shift some, so only where a comment wants it)
+  local close = text:find("--", 1, true) and "\n)" or ")"
+  local chunk = loadstring("local __values = ... return __values(" .. text .. close, name)
+  if chunk then return chunk end
+  local problem
+  chunk, problem = loadstring(text, name)
+  if chunk then return chunk end
+  local _, as_value = loadstring("return " .. text, name)
+  local unfinished = problem:find("near '<eof>'", 1, true) or as_value and as_value:find("near '<eof>'", 1, true)
+  return nil, problem, unfinished ~= nil
+end
+
+-- `local x = 1` would be forgotten at the end of its line: at the prompt it sets x.
+local function keep_local(text)
+  return (text:gsub("^(%s*)local%s+function%s", "%1function ", 1)
+    :gsub("^(%s*)local%s+([%a_][%w_%s,]*=[^=])", "%1%2", 1))
+end
+
+local Session = {}
+Session.__index = Session
+
+---@param options table  out, err (functions taking text), state (the core's), interactive
+function M.session(options)
+  local env = setmetatable({}, { __index = _G })
+  env._G = env
+  return setmetatable({ env = env, out = options.out, err = options.err, state = options.state,
+    interactive = options.interactive, failed = false, line = 0 }, Session)
+end
+
+function Session:explain(name)
+  name = name:match "^%s*(.-)%s*$":gsub("^weft%.", "")
+  if name == "" then
+    self.out "?NAME explains an operator, such as ?layer_norm; the verbs are in: weft help\n"
+    return
+  end
+  local text, problem = require("weft.cli.help").operator(name)
+  self.out(text or problem .. "\n")
+end
+
+-- Runs a chunk so that the interrupt flag stops it, wherever it is.
+function Session:guarded(chunk)
+  local state = self.state
+  jit.off()
+  jit.flush()
+  debug.sethook(function()
+    if state.interrupt ~= 0 then
+      state.interrupt = 0
+      error("interrupted", 0)
+    end
+  end, "", HOOK_EVERY)
+  local results = values(xpcall(function() return chunk(values) end, function(e)
+    if type(e) == "string" and os.getenv "WEFT_TRACE" then return debug.traceback(e, 2) end
+    return e
+  end))
+  debug.sethook()
+  jit.on()
+  return results
+end
+
+---Runs one input. Returns true when it is unfinished and wants another line.
+---@param text string
+---@return boolean
+function Session:eval(text)
+  if not text:find "%S" then return false end
+  local asked = text:match "^%s*%?(.*)$"
+  if asked then
+    self:explain(asked)
+    return false
+  end
+  text = text:gsub("^%s*=", "", 1)
+  local silent = text:find ";%s*$" ~= nil
+  local source = keep_local(silent and text:gsub(";%s*$", "") or text)
+  local chunk, problem, unfinished = M.compile(source, "=stdin")
+  if unfinished then return true end
+  if not chunk then
+    self:fail(problem)
+    return false
+  end
+  setfenv(chunk, self.env)
+  local began = M.clock()
+  local results = self:guarded(chunk)
+  self:report(results, silent, M.clock() - began)
+  return false
+end
+
+function Session:fail(e)
+  self.failed = true
+  self.err((type(e) == "table" and getmetatable(e) == nil and e.message or tostring(e)) .. "\n")
+end
+
+function Session:report(results, silent, seconds)
+  if not results[1] then
+    self:fail(results[2])
+  elseif type(results[2]) == "table" and results[2].n then
+    local list = results[2]
+    if list[1] ~= nil then self.env._ = list[1] end
+    if not silent and list.n > 0 then
+      local show = require("weft.cli.show").value
+      local texts = {}
+      for i = 1, list.n do
+        local ok, text = pcall(show, list[i])
+        texts[i] = ok and text or "(tostring failed: " .. tostring(text) .. ")"
+      end
+      self.out(table.concat(texts, "\t") .. "\n")
+    end
+  end
+  if self.interactive and seconds >= SLOW then self.out(("(%.1f s)\n"):format(seconds)) end
+end
+
+---Seconds from some fixed moment.
+function M.clock()
+  local ffi = require "ffi"
+  pcall(ffi.cdef, [[
+    typedef struct weft_timespec { long sec, nsec; } weft_timespec;
+    int clock_gettime(int clock, weft_timespec *t);
+  ]])
+  local t = ffi.new "weft_timespec"
+  ffi.C.clock_gettime(1, t)
+  return tonumber(t.sec) + tonumber(t.nsec) * 1e-9
+end
+
+function M.run(args)
+  local core = require "weft.core"
+  local lines = require "weft.cli.line"
+  local interactive = lines.interactive()
+  local session = M.session {
+    state = core.state,
+    interactive = interactive,
+    out = function(text) io.write(text) io.flush() end,
+    err = function(text) io.flush() io.stderr:write(text) end,
+  }
+  local weft = require "weft"
+  session.env.weft = weft
+  if interactive then
+    core.lib.weft_catch_interrupt(true)
+    io.write(("weft %s  %s, %d threads   ?NAME explains, Ctrl-D ends\n"):format(core.version,
+      require("ffi").string(core.lib.weft_cpu_path()), core.lib.weft_threads()))
+  end
+  local read = lines.reader {
+    interactive = interactive,
+    plain = args.plain,
+    prompts = { "> ", ">> " },
+    interrupted = function()
+      local was = core.state.interrupt ~= 0
+      core.state.interrupt = 0
+      return was
+    end,
+    complete = function(word) return require("weft.cli.complete").names(word, session.env) end,
+  }
+  local pending
+  while true do
+    local line = read(pending and 2 or 1)
+    if line == lines.INTERRUPTED then
+      pending = nil
+    elseif line == nil then
+      break
+    else
+      local text = pending and pending .. "\n" .. line or line
+      pending = session:eval(text) and text or nil
+    end
+  end
+  if pending then session:fail "stdin: the input ends in the middle of a statement" end
+  core.lib.weft_catch_interrupt(false)
+  return session.failed and not interactive and 1 or 0
+end
+
+return M
