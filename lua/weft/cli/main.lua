@@ -12,6 +12,12 @@ if readable(root .. "/../core/ops.def") then -- a checkout: what was generated l
   package.path = ("%s/?.lua;%s/?/init.lua;%s/generated/lua/?.lua;"):format(root, root, build)
     .. package.path
   package.cpath = build .. "/?.so;" .. package.cpath
+  if not readable(build .. "/libweft.so") then
+    package.preload["weft.core"] = function()
+      error("weft is not built here yet: run bin/quickstart, or: "
+        .. "cmake -S . -B build -G Ninja && ninja -C build", 0)
+    end
+  end
 else
   package.path = ("%s/?.lua;%s/?/init.lua;"):format(root, root) .. package.path
   package.cpath = root .. "/../../../lib/lua/5.1/?.so;" .. package.cpath
