@@ -127,3 +127,5 @@ const char *weft_loader_message(const weft_loader *loader, int64_t i);  // of th
 double weft_loader_waited(const weft_loader *loader);  // seconds spent waiting in take
 int64_t weft_loader_cache_used(weft_loader *loader);   // bytes
 int64_t weft_loader_cache_hits(weft_loader *loader);
+weft_status weft_catch_stop(bool on);  // SIGINT and SIGTERM raise a flag; a second one ends the process
+bool weft_stop_requested(void);

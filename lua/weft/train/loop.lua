@@ -28,12 +28,24 @@ function M:print_start()
   end
 end
 
----Iterates over epochs still to do, entering phases and evaluating at their ends.
+-- At the end of a phase: its scores, and a checkpoint that stays.
+local function end_epoch(self)
+  local phase = phases.at(self.plan, self.epoch)
+  local last = self.epoch == phase.last
+  self.epoch, self.position, self.epoch_done = self.epoch + 1, 0, false
+  if not last then return end
+  self:evaluate(phase.name)
+  self.kept = self.kept or {}
+  self.kept[("step_%08d"):format(self.step)] = true
+  self:save()
+end
+
+---Iterates over epochs still to do: enters phases, and after each epoch's batches evaluates and saves
+---where a phase ends.
 function M:epochs()
   return function()
+    if self.epoch_done then end_epoch(self) end
     if self.epoch > self.options.epochs then return nil end
-    if self.entered_epoch then return nil end
-    self.entered_epoch = true
     self:enter_phase()
     return self.epoch
   end
@@ -53,7 +65,7 @@ function M:batches()
       self.waited = (self.waited or 0) + (batch.waited or 0)
       return batch
     end
-    self.epoch, self.position, self.entered_epoch = self.epoch + 1, 0, false
+    self.epoch_done = true
   end
 end
 
@@ -138,24 +150,14 @@ end
 
 ---The whole run: what `weft train` does.
 function M:train()
-  local o, log = self.options, self.log
   self.started = files.clock()
   self.model:train()
   if self.step > 0 then self:resume_check() end
   self:print_start()
   if not self.history then self:evaluate "before" end
   local losses = function(batch) return self.model:losses(batch) end
-  while self.epoch <= o.epochs do
-    for _ in self:epochs() do
-      for batch in self:batches() do self:train_step(batch, losses) end
-    end
-    local ended = phases.at(self.plan, self.epoch - 1)
-    if self.epoch - 1 == ended.last then
-      self:evaluate(ended.name)
-      self.kept = self.kept or {}
-      self.kept[("step_%08d"):format(self.step)] = true
-      self:save()
-    end
+  for _ in self:epochs() do
+    for batch in self:batches() do self:train_step(batch, losses) end
   end
   return self:finish()
 end
