@@ -1,5 +1,5 @@
-// copy.h: copies of strided views, run by run, or by blocks where the dims of the two are exchanged;
-// and each_call, which elementwise kernels end in.
+// copy.h: copies of strided views, run by run, or by blocks where the dims of the two are
+// exchanged; and each_call, which elementwise kernels end in.
 #ifndef WEFT_CPU_COPY_H
 #define WEFT_CPU_COPY_H
 
