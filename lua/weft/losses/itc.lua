@@ -10,10 +10,11 @@ local Linear = require "weft.nn.linear"
 
 local ITC = module.class("ITC", module.base)
 
----@param options table  dim, tau, alpha (soft targets), image and text (widths), tau_min, tau_max
+---@param options table  image and text (widths), dim (256), tau (.07: a parameter, kept in tau_min .. tau_max,
+---  .001 to .5), alpha (0: share of soft targets)
 function ITC:init(options)
   local o = A.options(options, { dim = 256, tau = 0.07, alpha = 0, image = A.required, text = A.required, tau_min = 0.001,
-    tau_max = 0.5, queue = A.none, momentum = A.none }, "ITC")
+    tau_max = 0.5 }, "ITC")
   self.alpha, self.tau_min, self.tau_max = o.alpha, o.tau_min, o.tau_max
   self.image_proj = Linear(o.image, o.dim)
   self.text_proj = Linear(o.text, o.dim)
@@ -27,6 +28,7 @@ function ITC:project(image, text)
 end
 
 local function int64(values)
+  if A.is_tensor(values) then return (values:to "int64") end
   local t = create.empty { #values, dtype = "int64" }
   local p = t:data()
   for i, v in ipairs(values) do p[i - 1] = v end
@@ -38,7 +40,9 @@ ITC.int64 = int64
 ---then the queue's.
 ---@param f table  image, text [B, D]; image_keys, text_keys [B, D] (detached); queue_image, queue_text [F, D];
 ---  ids, captions [B] and queue_ids, queue_captions [F], int64; tau
----@return table  loss, i2t, t2i, targets, sim_i2t, sim_t2i (keys' similarity over tau, no gradient), same [B, B+F]
+---@param alpha number  share of the soft targets (from the keys' own similarity); 0: none
+---@return table  loss (nil where no row can be compared), i2t, t2i, target_i2t, target_t2i, sim_i2t, sim_t2i
+---  (keys' similarity over tau, no gradient), positive, left_out [B, B+F], rows (that count), batch
 function ITC.pair_loss(f, alpha)
   local B = f.image:size(1)
   local text_keys, image_keys, ids, captions = f.text_keys, f.image_keys, f.ids, f.captions
@@ -53,6 +57,8 @@ function ITC.pair_loss(f, alpha)
     left_out = ops.logical_and(ops.eq(f.captions:unsqueeze(2), captions:unsqueeze(1)), ops.logical_not(positive))
   end
   local hard = positive:to(f.image.dtype)
+  local left = hard:sum(2)
+  if left_out then left = left + left_out:to(f.image.dtype):sum(2) end
   hard = hard / hard:sum(2, true)
   local tau = f.tau
   local detached = tau:detach()
@@ -64,27 +70,47 @@ function ITC.pair_loss(f, alpha)
     end
     local target = hard
     if alpha > 0 then target = autograd.no_grad(function() return ops.softmax(key_sim) * alpha + hard * (1 - alpha) end) end
-    return ops.cross_entropy_soft(sim, target), target, key_sim
+    return ops.cross_entropy_soft(sim, target, "none"), target, key_sim
   end
   local i2t, target_i2t, sim_i2t = direction(f.image, f.image_keys, text_keys)
   local t2i, target_t2i, sim_t2i = direction(f.text, f.text_keys, image_keys)
-  return { loss = (i2t + t2i) * 0.5, i2t = i2t, t2i = t2i, target_i2t = target_i2t, target_t2i = target_t2i,
-    sim_i2t = sim_i2t, sim_t2i = sim_t2i, positive = positive, left_out = left_out, batch = B }
+  local pair = { target_i2t = target_i2t, target_t2i = target_t2i, sim_i2t = sim_i2t, sim_t2i = sim_t2i,
+    positive = positive, left_out = left_out, batch = B }
+  -- a row counts when it has a negative and its losses are numbers
+  local rows, columns = {}, positive:size(2)
+  local taken, value_i, value_t = left:totable(), i2t:totable(), t2i:totable()
+  for r = 1, B do
+    local sum = value_i[r] + value_t[r]
+    if taken[r] < columns and sum == sum and sum < math.huge then rows[#rows + 1] = r - 1 end
+  end
+  pair.rows = #rows
+  if #rows == 0 then return pair end
+  if #rows < B then
+    local index = int64(rows)
+    i2t, t2i = ops.index_select(i2t, index, 1), ops.index_select(t2i, index, 1)
+  end
+  pair.i2t, pair.t2i = i2t:mean(), t2i:mean()
+  pair.loss = (pair.i2t + pair.t2i) * 0.5
+  return pair
 end
 
 ---image [B, wi] and text [B, wt] pooled features of pairs; batch has image_ids and caption_ids (Lua
----lists); queue holds fields image, text, ids, captions. keys: momentum features, when there are any.
----Pushes this batch's keys to the queue.
----@return table pair  as pair_loss, with negatives counted; loss is nil where nothing can be compared
+---lists, or int64 tensors); queue holds fields image, text, ids, captions, and is read here, not written.
+---keys: momentum features, when there are any. `counts` tells of the last call: negatives, same_picture
+---and same_caption (left out) over the batch, rows that counted, and the prior: log of the columns.
+---@return table pair  as pair_loss, with the keys; loss is nil where nothing can be compared
 function ITC:forward(image, text, batch, queue, keys)
-  autograd.no_grad(function()
+  if self.tau.device == "cpu" then
     local tau = self.tau:data()
     tau[0] = math.min(math.max(tau[0], self.tau_min), self.tau_max)
-  end)
+  end
   local q_image, q_text = self:project(image, text)
   local ids, captions = int64(batch.image_ids), int64(batch.caption_ids)
+  if ids:size(1) ~= image:size(1) or captions:size(1) ~= image:size(1) then
+    A.raise("ITC: %d pictures, %d image_ids, %d caption_ids", image:size(1), ids:size(1), captions:size(1))
+  end
   local k_image, k_text = q_image:detach(), q_text:detach()
-  if keys then k_image, k_text = keys.image, keys.text end
+  if keys then k_image, k_text = keys.image:detach(), keys.text:detach() end
   local f = { image = q_image, text = q_text, image_keys = k_image, text_keys = k_text, ids = ids, captions = captions, tau = self.tau }
   if queue and queue:filled() > 0 then
     f.queue_image, f.queue_text = queue:get "image", queue:get "text"
@@ -92,16 +118,12 @@ function ITC:forward(image, text, batch, queue, keys)
   end
   local pair = ITC.pair_loss(f, self.alpha)
   pair.keys = { image = k_image, text = k_text, ids = ids, captions = captions }
-  local columns = pair.positive:size(2)
-  local same = pair.positive:to("float32"):sum():item() - pair.batch
-  local caption = pair.left_out:to("float32"):sum():item()
-  self.counts = { negatives = columns * pair.batch - pair.batch - same - caption, same_picture = same, same_caption = caption, rows = pair.batch }
-  -- one picture alone, or all of them equal, leaves nothing to tell apart
-  local value = pair.loss:item()
-  if self.counts.negatives == 0 or value ~= value then
-    self.skipped = self.skipped + 1
-    pair.loss = nil
-  end
+  local columns, rows = pair.positive:size(2), pair.batch
+  local same = pair.positive:to("int64"):sum():item() - rows
+  local caption = pair.left_out:to("int64"):sum():item()
+  self.counts = { negatives = columns * rows - rows - same - caption, same_picture = same, same_caption = caption,
+    rows = pair.rows, prior = math.log(columns) }
+  if self.training then self.skipped = self.skipped + rows - pair.rows end
   return pair
 end
 

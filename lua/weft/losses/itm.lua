@@ -9,7 +9,8 @@ local Linear = require "weft.nn.linear"
 
 local ITM = module.class("ITM", module.base)
 
----@param options table  width (of the fused feature), source ("queue": queue and batch; "batch")
+---@param options table  width (of the fused feature), source ("queue": queue and batch; "batch"), eps (1e-4,
+---  added to each candidate's weight). After a call: accuracy, majority (what a constant would get), likeness.
 function ITM:init(options)
   local o = A.options(options, { width = A.required, source = "queue", eps = 1e-4 }, "ITM")
   if o.source ~= "queue" and o.source ~= "batch" then A.choice(o.source, { queue = 1, batch = 1 }, "ITM", "source") end
@@ -25,15 +26,21 @@ end
 
 -- Rows of batch or queue by candidate index; -1 takes row 1 of the batch (its loss is left out).
 local function pick(index, B, batch_rows, queue_rows)
-  local zero = create.full { value = 0, dtype = "int64" }
   if not queue_rows then return (ops.index_select(batch_rows, ops.clamp(index, 0, B - 1), 1)) end
   local n = queue_rows:size(1)
   local from_batch = ops.index_select(batch_rows, ops.clamp(index, 0, B - 1), 1)
   local from_queue = ops.index_select(queue_rows, ops.clamp(index - B, 0, n - 1), 1):to(batch_rows.dtype)
-  local in_batch = ops.lt(index, B + zero)
+  local in_batch = ops.lt(index, create.full { value = B, dtype = "int64" })
   local shape = { index:size(1) }
   for i = 2, batch_rows.ndim do shape[i] = 1 end
   return (ops.where(in_batch:reshape(shape), from_batch, from_queue))
+end
+
+-- One candidate a row from weights, -1 where none can be had: none is allowed, or the similarity is NaN.
+local function draw(self, sim, excluded, use)
+  local weights = ITM.weights(sim, excluded, self.eps)
+  weights = weights:masked_fill(ops.logical_not(ops.isfinite(weights)), 0)
+  return (ops.multinomial(weights, 1, false, self:rng(use)):reshape { sim:size(1) })
 end
 
 ---@param fuse function  (V [n, N, w], ids [n, L], mask [n, L]) -> fused feature [n, width]
@@ -45,7 +52,7 @@ end
 function ITM:forward(fuse, V, pair, batch, queue)
   local B = pair.batch
   local columns = pair.sim_i2t:size(2)
-  local excluded = ops.logical_or(pair.positive, pair.left_out)
+  local excluded = pair.left_out and ops.logical_or(pair.positive, pair.left_out) or pair.positive
   local use_queue = self.source == "queue" and queue and columns > B
   local sims = { pair.sim_i2t, pair.sim_t2i }
   if not use_queue then
@@ -53,33 +60,37 @@ function ITM:forward(fuse, V, pair, batch, queue)
     excluded = ops.narrow(excluded, 2, 1, B)
   end
   local text_index, image_index = autograd.no_grad(function()
-    local a = ops.multinomial(ITM.weights(sims[1], excluded, self.eps), 1, false, self:rng "texts"):reshape { B }
-    local b = ops.multinomial(ITM.weights(sims[2], excluded, self.eps), 1, false, self:rng "pictures"):reshape { B }
-    return a, b
+    return draw(self, sims[1], excluded, "texts"), draw(self, sims[2], excluded, "pictures")
   end)
+  -- 1: a pair, 0: no pair, -100: nothing could be drawn
+  local target = create.full { 3 * B, value = 1, dtype = "int64" }
+  local t, valid, likeness = target:data(), 0, 0
+  for half, index in ipairs { text_index, image_index } do
+    local drawn, at = index:totable(), half * B
+    local score = ops.gather(sims[half], ops.clamp(index, 0, columns - 1):unsqueeze(2), 2):totable()
+    for i = 1, B do
+      t[at + i - 1] = drawn[i] < 0 and -100 or 0
+      if drawn[i] >= 0 then valid, likeness = valid + 1, likeness + score[i][1] end
+    end
+  end
+  if self.training then self.skipped_rows = self.skipped_rows + 2 * B - valid end
+  self.accuracy, self.majority, self.likeness = nil, nil, nil
+  if valid == 0 then return nil end
   local function field(name) return use_queue and queue:get(name) or nil end
+  local mask = batch.mask:to "int64"
   local negative_ids = pick(text_index, B, batch.ids, field "tokens")
-  local negative_mask = pick(text_index, B, batch.mask:to "int64", use_queue and field("mask"):to "int64" or nil):to "bool"
+  local negative_mask = pick(text_index, B, mask, use_queue and field("mask"):to "int64" or nil):to "bool"
   local negative_V = pick(image_index, B, V, field "patches")
   local feature = fuse(ops.cat({ V, V, negative_V }, 1), ops.cat({ batch.ids, negative_ids, batch.ids }, 1),
     ops.cat({ batch.mask, negative_mask, batch.mask }, 1))
   local logits = self.head(feature)
-  -- 1: a pair, 0: no pair, -100: nothing could be drawn
-  local target = create.full { 3 * B, value = 1, dtype = "int64" }
-  local t, ti, ii, valid = target:data(), text_index:data(), image_index:data(), 0
-  for i = 0, B - 1 do
-    t[B + i] = ti[i] < 0 and -100 or 0
-    t[2 * B + i] = ii[i] < 0 and -100 or 0
-    valid = valid + (ti[i] < 0 and 0 or 1) + (ii[i] < 0 and 0 or 1)
-  end
-  self.skipped_rows = self.skipped_rows + 2 * B - valid
-  if valid == 0 then return nil end
-  local guess = logits:detach():argmax(2):data()
-  local right = 0
-  for i = 0, 3 * B - 1 do
-    if t[i] >= 0 and guess[i] == t[i] then right = right + 1 end
+  local guess, right = logits:detach():argmax(2):totable(), 0
+  for i = 1, 3 * B do
+    if t[i - 1] >= 0 and guess[i] == t[i - 1] then right = right + 1 end
   end
   self.accuracy, self.majority = right / (B + valid), math.max(B, valid) / (B + valid)
+  -- mean similarity (over tau) of what was drawn: how hard the negatives are
+  self.likeness = likeness / valid
   return (ops.cross_entropy(logits, target))
 end
 

@@ -3,14 +3,19 @@
 local A = require "weft.args"
 local module = require "weft.nn.module"
 local autograd = require "weft.autograd"
+local create = require("weft.tensor").create
 local C = require("weft.core").lib
 
 local Momentum = module.class("Momentum", module.base)
 
+---The copy begins equal to the parameters when it is first used or moved.
 ---@param owner table  the module whose parameters are followed (not a child of this one)
----@param options table  momentum, only (function of a name: which parameters)
+---@param options table  momentum (.995), only (function of a name: which parameters)
 function Momentum:init(owner, options)
   local o = A.options(options, { momentum = 0.995, only = function() return true end }, "Momentum")
+  if not (o.momentum > 0 and o.momentum < 1) then
+    A.raise("Momentum: momentum must lie in (0, 1), got %s; for none make no Momentum", tostring(o.momentum))
+  end
   self.momentum = o.momentum
   rawset(self, "owner", owner)
   rawset(self, "places", {})
@@ -21,18 +26,26 @@ function Momentum:init(owner, options)
       table.insert(self.places, { module = m, key = key, shadow = shadow })
     end
   end
+  if #self.places == 0 then A.raise("Momentum: no parameter of %s is meant by `only`", owner.type) end
+  self:register_buffer("started", create.zeros { 1, dtype = "int64" })
 end
 
----Makes the copy equal to the parameters: at the start, once they have their first values.
+---Makes the copy equal to the parameters.
 function Momentum:reset()
   autograd.no_grad(function()
+    self.started:fill_(1)
     for _, p in ipairs(self.places) do self._buffers[p.shadow]:copy_(p.module._parameters[p.key]) end
   end)
   return self
 end
 
+local function ready(self)
+  if self.started:item() == 0 then self:reset() end
+end
+
 ---After an optimizer step.
 function Momentum:after_step()
+  ready(self)
   autograd.no_grad(function()
     local pairs_ = {}
     for _, p in ipairs(self.places) do
@@ -46,6 +59,7 @@ end
 
 ---Runs fn with the copy in the parameters' places, without the tape.
 function Momentum:with(fn, ...)
+  ready(self)
   local kept = {}
   for i, p in ipairs(self.places) do
     kept[i] = p.module._parameters[p.key]

@@ -1,5 +1,6 @@
 -- queue.lua: a ring of past samples: features, ids, and what a fused pass needs to see them again.
 -- Rows are written after backward (commit), never while a loss that read them is on the tape.
+local A = require "weft.args"
 local module = require "weft.nn.module"
 local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
@@ -8,7 +9,8 @@ local ops = require("weft.ops").functions
 local Queue = module.class("Queue", module.base)
 
 ---@param size integer  rows
----@param fields table  name -> shape of one row, with dtype where it is not float32: { image = { 256 }, ids = { dtype = "int64" } }
+---@param fields table  name -> shape of one row, with dtype where it is not float32:
+---  { image = { 256 }, ids = { dtype = "int64" } }
 function Queue:init(size, fields)
   self.size, self.fields, self.names = size, fields, {}
   for name in pairs(fields) do self.names[#self.names + 1] = name end
@@ -19,7 +21,7 @@ function Queue:init(size, fields)
     self:register_buffer(name, create.zeros(spec))
   end
   self:register_buffer("position", create.zeros { 2, dtype = "int64" })  -- next row, rows filled
-  self.pending = {}
+  self.pending, self.refused = {}, 0
 end
 
 local function place(self)
@@ -38,11 +40,50 @@ function Queue:get(name)
   return (ops.narrow(self._buffers[name], 1, 1, self:filled()))
 end
 
----Remembers rows of this step; commit writes them.
+-- Places (from 0) of rows whose numbers are all finite, or nil when all are: a NaN must not stay here.
+local function sound(self, rows)
+  local good
+  for _, name in ipairs(self.names) do
+    local t = rows[name]
+    if t.dtype == "float32" or t.dtype == "float64" then
+      local finite = ops.isfinite(t):to("int64"):reshape(t:size(1), -1)
+      local least = ops.min(finite, 2)
+      good = good and good:minimum(least) or least
+    end
+  end
+  if not good or good:numel() == 0 or good:min():item() == 1 then return nil end
+  local places = {}
+  for i, v in ipairs(good:totable()) do
+    if v == 1 then places[#places + 1] = i - 1 end
+  end
+  return places
+end
+
+---Remembers rows of this step; commit writes them. Nothing is remembered in evaluation; rows that
+---hold a NaN or an infinity are left out and counted in `refused`.
 ---@param rows table  field -> tensor [B, ...]
 function Queue:push(rows)
+  if not self.training then return end
   local kept = {}
-  for _, name in ipairs(self.names) do kept[name] = rows[name]:detach() end
+  for _, name in ipairs(self.names) do
+    local t, spec = rows[name], self.fields[name]
+    if not t then A.raise("Queue: push: %s is missing", name) end
+    local shape = t.shape
+    local fits = #shape == #spec + 1
+    for i, n in ipairs(spec) do fits = fits and shape[i + 1] == n end
+    if not fits then
+      A.raise("Queue: push: %s is [%s]; rows of [%s] are held", name, table.concat(shape, ","), table.concat(spec, ","))
+    end
+    kept[name] = t:detach()
+  end
+  autograd.no_grad(function()
+    local places = sound(self, kept)
+    if not places then return end
+    self.refused = self.refused + rows[self.names[1]]:size(1) - #places
+    local index = create.tensor(places, { dtype = "int64" })
+    for name, t in pairs(kept) do kept[name] = ops.index_select(t, index, 1) end
+  end)
+  for name, t in pairs(kept) do kept[name] = t:keep() end
   table.insert(self.pending, kept)
 end
 
@@ -65,7 +106,10 @@ end
 ---Writes what was pushed. The trainer calls it after backward.
 function Queue:commit()
   autograd.no_grad(function()
-    for _, rows in ipairs(self.pending) do write(self, rows) end
+    for _, rows in ipairs(self.pending) do
+      write(self, rows)
+      for _, t in pairs(rows) do t:free() end
+    end
   end)
   self.pending = {}
 end
