@@ -185,6 +185,26 @@ describe("dinov2", function()
     end
   end)
 
+  it("finds a model by name in the local cache, and says where it looked", function()
+    local ffi = require "ffi"
+    ffi.cdef "int setenv(const char *name, const char *value, int overwrite);"
+    local home, old = os.tmpname(), os.getenv "HF_HOME"
+    os.remove(home)
+    local snapshot = home .. "/hub/models--someone--tiny/snapshots/abc"
+    os.execute(("mkdir -p %s %s/hub/models--someone--tiny/refs && cp tests/golden/dinov2_mlp/*.* %s/"):format(snapshot, home, snapshot))
+    local f = assert(io.open(home .. "/hub/models--someone--tiny/refs/main", "w"))
+    f:write "abc"
+    f:close()
+    ffi.C.setenv("HF_HOME", home, 1)
+    local model = dinov2.from_pretrained "someone/tiny"
+    local ok, message = pcall(dinov2.from_pretrained, "someone/else")
+    ffi.C.setenv("HF_HOME", old or "", 1)
+    os.execute("rm -r " .. home)
+    assert.equal(48, model.config.hidden_size)
+    assert.is_false(ok)
+    assert.matches("no config.json in someone/else, nor in .*models%-%-someone%-%-else", message)
+  end)
+
   it("says which tensors do not fit, and changes nothing", function()
     local state = assert(require("weft.io.safetensors").load "tests/golden/dinov2_mlp/model.safetensors")
     state["encoder.layer.1.norm1.weight"] = nil

@@ -249,7 +249,8 @@ local function find_directory(name)
     return f ~= nil and f:close() and path
   end
   if exists(name) then return name end
-  local home = os.getenv "HF_HOME" or ((os.getenv "HOME" or "") .. "/.cache/huggingface")
+  local home = os.getenv "HF_HOME" or ""
+  if home == "" then home = (os.getenv "HOME" or "") .. "/.cache/huggingface" end
   local cached = ("%s/hub/models--%s"):format(home, (name:gsub("/", "--")))
   local f = io.open(cached .. "/refs/main", "rb")
   if f then

@@ -64,7 +64,7 @@ end
 
 -- Scores [R, V] with penalties applied, as a tensor of its own.
 local function adjusted(logits, rows, o, made)
-  local y = logits:to("float32"):contiguous()
+  local y = logits:to({ dtype = "float32", device = "cpu" }):contiguous()
   if y == logits then y = logits:clone() end
   local data, vocab = y:data(), y:size(2)
   for r, tokens in ipairs(rows) do
@@ -85,11 +85,8 @@ local function tokens_of(prompt)
   return rows
 end
 
-local function column(list)
-  local column_ = {}
-  for i, id in ipairs(list) do column_[i] = { id } end
-  return create.tensor(column_, { dtype = "int64" })
-end
+-- Ids as an int64 vector on a device.
+local function vector(list, device) return (create.tensor(list, { dtype = "int64" }):to { device = device }) end
 
 -- One token a row: the best, or drawn from the smallest set of tokens whose probability reaches top_p.
 local function choose(scores, o, stream)
@@ -119,7 +116,7 @@ local function one_by_one(step, cache, prompt, o)
       end
       tokens[#tokens + 1] = chosen[r]
     end
-    input = column(chosen)
+    input = vector(chosen, prompt.device):unsqueeze(2)
   end
   for r, tokens in ipairs(rows) do lengths[r] = lengths[r] or #tokens end
   return rows, lengths, nil
@@ -173,7 +170,7 @@ local function beam_search(step, cache, prompt, o)
     end
   end
   local logits = advance(step, prompt, cache)
-  local index = create.tensor(spread, { dtype = "int64" })
+  local index = vector(spread, prompt.device)
   reorder(cache, index, true)
   local all = ops.index_select(logits, index, 1)
   logits:free()
@@ -215,9 +212,8 @@ local function beam_search(step, cache, prompt, o)
     made = made + 1
     all:free()
     if open == 0 or made == o.max_new_tokens then break end
-    local from = create.tensor(sources, { dtype = "int64" })
-    reorder(cache, from, false)
-    all = advance(step, column(chosen), cache)
+    reorder(cache, vector(sources, prompt.device), false)
+    all = advance(step, vector(chosen, prompt.device):unsqueeze(2), cache)
   end
   local rows, lengths, scores = {}, {}, {}
   for g, group in ipairs(groups) do

@@ -2,6 +2,7 @@
 -- Modules are named as in Hugging Face's files. Touvron et al. 2023, arXiv 2302.13971.
 local ffi = require "ffi"
 local A = require "weft.args"
+local C = require("weft.core").lib
 local nn = require "weft.nn"
 local initial = require "weft.nn.initial"
 local ops = require("weft.ops").functions
@@ -24,11 +25,11 @@ local function angles(self, length, like)
       cos[position * half + i], sin[position * half + i] = math.cos(position * rate), math.sin(position * rate)
     end
   end
-  local C, A_ = require("weft.core").lib, A
   local shape = ffi.new("int64_t[2]", length, half)
   local function tensor(data)
-    local t = A_.wrap(C.weft_from(data, shape, 2, C.WEFT_FLOAT64))
-    return (t:to { dtype = like.dtype, device = like.device }:keep())
+    local t = C.weft_from(data, shape, 2, C.WEFT_FLOAT64)
+    if t == nil then A.fail() end
+    return (A.wrap(t):to({ dtype = like.dtype, device = like.device }):keep())
   end
   return tensor(cos), tensor(sin)
 end
@@ -196,8 +197,8 @@ end
 -- Rows of the flattened hidden states [B * N] that predict a real token, and those tokens.
 local function predictions(ids, mask)
   local batch, n = ids:size(1), ids:size(2)
-  local id = ids:to("int64"):contiguous()
-  local real = mask and mask:to("uint8"):contiguous() or nil
+  local id = ids:to({ dtype = "int64", device = "cpu" }):contiguous()
+  local real = mask and mask:to({ dtype = "uint8", device = "cpu" }):contiguous() or nil
   local data, keep = id:data(), real and real:data()
   local rows, targets, count = ffi.new("int64_t[?]", batch * n + 1), ffi.new("int64_t[?]", batch * n + 1), 0
   for b = 0, batch - 1 do
@@ -209,12 +210,11 @@ local function predictions(ids, mask)
       end
     end
   end
-  local C = require("weft.core").lib
   local shape = ffi.new("int64_t[1]", count)
   local function tensor(list)
     local t = C.weft_from(list, shape, 1, C.WEFT_INT64)
     if t == nil then A.fail() end
-    return A.wrap(t)
+    return (A.wrap(t):to { device = ids.device })
   end
   return tensor(rows), tensor(targets), count
 end
