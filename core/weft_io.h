@@ -3,6 +3,7 @@
 // --- files and text
 weft_status weft_file_write(const char *path, const void *data, int64_t n);  // whole, or not at all
 int64_t weft_utf8_check(const char *text, int64_t n);  // first malformed byte's position, or -1
+int weft_regex_full(const char *pattern, const char *text);  // 1: all of text matches, 0: not, -1: error
 
 // --- safetensors. A reader maps the file; tensors share the map (copy on write: the file never
 // changes) and stay valid after weft_safetensors_close. Do not truncate a file that is open here:
