@@ -345,6 +345,40 @@ function Module:assign_paths()
   return each(self, function(m, path) rawset(m, "_path", path) end)
 end
 
+---A copy with tensors of its own: tied parameters stay tied, hooks stay behind.
+function Module:copy()
+  local copies = {}
+  local function tensor_of(t)
+    local id = tostring(t.p)
+    if not copies[id] then
+      copies[id] = require("weft.autograd").no_grad(function() return t:detach():clone():keep() end)
+      if t.requires_grad then copies[id]:requires_grad_() end
+    end
+    return copies[id]
+  end
+  local seen = {}
+  local function plain(v)
+    if type(v) ~= "table" then return v end
+    local out = {}
+    for k, x in pairs(v) do out[k] = x end
+    return out
+  end
+  local function copy_of(m)
+    if seen[m] then return seen[m] end
+    local new = {}
+    seen[m] = new
+    for k, v in pairs(m) do
+      if type(k) == "number" and is_module(v) then new[k] = copy_of(v) else new[k] = plain(v) end
+    end
+    new._hooks = {}
+    for k, t in pairs(m._parameters) do new._parameters[k] = tensor_of(t) end
+    for k, t in pairs(m._buffers) do new._buffers[k] = tensor_of(t) end
+    for k, child in pairs(m._children) do new._children[k] = copy_of(child) end
+    return setmetatable(new, getmetatable(m))
+  end
+  return copy_of(self)
+end
+
 -- --- state
 ---All parameters and buffers by name (tied parameters once).
 ---@return table<string, weft.Tensor>

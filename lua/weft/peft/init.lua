@@ -1,0 +1,22 @@
+-- peft: adapters on frozen models: LoRA and its kin, and directories that PEFT reads and writes.
+local A = require "weft.args"
+
+local files = {
+  lora = "lora", describe = "adapters", summary = "adapters", freeze = "adapters", unfreeze = "adapters", scale = "adapters",
+  activate = "adapters", active = "adapters", disable = "adapters", merge = "merge", unmerge = "merge", merge_and_unload = "merge",
+  delete = "adapters", adapters = "adapters", save = "save", load = "load", spectrum = "spectrum",
+}
+
+return setmetatable({}, {
+  __index = function(t, key)
+    local file = files[key]
+    if not file then
+      local known = {}
+      for name in pairs(files) do known[#known + 1] = name end
+      A.raise("peft has no %s%s", tostring(key), A.suggest(key, known))
+    end
+    local found = require("weft.peft." .. file)[key]
+    rawset(t, key, found)
+    return found
+  end,
+})

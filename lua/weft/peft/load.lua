@@ -1,0 +1,236 @@
+-- load.lua: an adapter from a directory of PEFT's, of either generation. All or nothing.
+local A = require "weft.args"
+local adapters = require "weft.peft.adapters"
+local config = require "weft.peft.config"
+local dialect = require "weft.peft.dialect"
+local files = require "weft.peft.files"
+local match = require "weft.peft.match"
+local lora = require "weft.peft.lora"
+local C = require("weft.core").lib
+local json = require "weft.io.json"
+local safetensors = require "weft.io.safetensors"
+local is_module = require("weft.nn.module").is_module
+local no_grad = require("weft.autograd").no_grad
+
+local M = {}
+
+local tails = { "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias" }
+
+local function shape_of(t) return "[" .. table.concat(t.shape, ",") .. "]" end
+
+local function equal(a, b)
+  return shape_of(a) == shape_of(b) and a.dtype == b.dtype and C.weft_checksum(a.p, 0) == C.weft_checksum(b.p, 0)
+end
+
+-- Tensors by our names, "path tail", from a file that holds one set of names or both.
+local function ours_of(state, where, problems)
+  local out, generations = {}, { old = false, new = false }
+  for name, t in pairs(state) do
+    local key = name
+    if key:sub(1, #files.prefix) == files.prefix then key = key:sub(#files.prefix + 1) end
+    local path, tail
+    for _, known in ipairs(tails) do
+      if dialect.ends_with(key, known) then path, tail = key:sub(1, #key - #known - 1), known end
+    end
+    if not path then
+      path, tail = key:match "^(.*)%.([^.]+)$"
+      if not path then path, tail = "", key end
+    end
+    local ours = dialect.ours(path)
+    if ours ~= path then generations.new = true
+    elseif dialect.newer(path) ~= path then generations.old = true end
+    local id = ours .. " " .. tail
+    if out[id] and not equal(out[id].tensor, t) then
+      problems[#problems + 1] = ("%s: the names of the two generations hold different values"):format(name)
+    end
+    out[id] = { path = ours, tail = tail, tensor = t, name = name }
+  end
+  if next(out) == nil then A.raise("%s holds no tensor", where) end
+  return out, generations
+end
+
+-- Names by which the file's settings may call a module of ours.
+local function name_rule(generations)
+  return function(path)
+    local newer = dialect.newer(path)
+    if generations.new and not generations.old then return { newer or path } end
+    if generations.new and newer and newer ~= path then return { path, newer } end
+    return { path }
+  end
+end
+
+local function raise(dir, problems)
+  table.sort(problems)
+  A.raise("peft.load: %s: %d entries do not fit; nothing was changed:\n  %s%s", dir, #problems,
+    table.concat(problems, "\n  ", 1, math.min(#problems, 8)), #problems > 8 and "\n  ..." or "")
+end
+
+-- Shapes that the settings ask for, by "path tail".
+local function expected_of(model, c, found)
+  local out = {}
+  for _, f in ipairs(found) do
+    local n_in, n_out = f.module.n_in, f.module.n_out
+    out[f.path .. " lora_A.weight"] = { f.rank, n_in }
+    out[f.path .. " lora_B.weight"] = { n_out, f.rank }
+    if c.lora_bias then out[f.path .. " lora_B.bias"] = { n_out } end
+    if c.dora then out[f.path .. " lora_magnitude_vector"] = { n_out } end
+  end
+  for _, path in ipairs(lora.saved_paths(model, c)) do
+    local m = model:get(path)
+    for tail, t in (m.original_module or m):named_parameters() do out[path .. " " .. tail] = t.shape end
+  end
+  return out
+end
+
+-- The biases that the settings train, by "path tail" as the file names them.
+local function bias_targets(model, c, found)
+  local out, on = {}, {}
+  for _, f in ipairs(found) do on[f.path] = true end
+  if c.bias == "none" then return out end
+  for path, m in model:named_modules() do
+    local base = m.type == "LoraLinear" and m.base_layer or m
+    local bias = base._parameters.bias
+    if bias and (on[path] or c.bias == "all") and not path:find("lora_", 1, true) and not path:find "base_layer$" then
+      out[path .. (on[path] and " base_layer.bias" or " bias")] = bias
+    end
+  end
+  return out
+end
+
+local function median(list)
+  table.sort(list)
+  local n = #list
+  if n == 0 then return 0 end
+  return n % 2 == 1 and list[(n + 1) / 2] or (list[n / 2] + list[n / 2 + 1]) / 2
+end
+
+---What an adapter is on, how strong it is, and how much it changes.
+function M.report(model, name, total)
+  local rows = require("weft.peft.spectrum").spectrum(model, { adapter = name })
+  local ratios, scales, changes = {}, {}, false
+  for i, row in ipairs(rows) do
+    ratios[i] = row.ratio
+    changes = changes or row.delta > 0
+  end
+  for _, m in adapters.wrapped(model) do
+    if m.type == "LoraLinear" and m.settings[name] then scales[("%.4g"):format(m:scale_of(name))] = true end
+  end
+  local list = {}
+  for s in pairs(scales) do list[#list + 1] = s:find "[%.e]" and s or s .. ".0" end
+  table.sort(list)
+  local text = ("adapter %s: %d of %d modules, scale %s, "):format(name, #rows, total or #rows, table.concat(list, "/"))
+  if not changes then return text .. "every B is zero: this adapter changes nothing" end
+  return text .. ("median norm of dW/W %.2g %%"):format(100 * median(ratios))
+end
+
+---Puts the adapter of a directory on a model: on a plain one, or beside others. It is frozen unless
+---trainable = true, and active when it is the first. A missing, extra or misshapen tensor, another rank
+---or another base is an error, and nothing is changed.
+---@param model table
+---@param dir string
+---@param options? table  adapter (name it gets: "default"), trainable (false), replace (false), force
+--- (false: another base is refused)
+---@return table model, string report
+function M.load(model, dir, options)
+  if not is_module(model) then A.raise("peft.load: a module is expected, got %s", A.typename(model)) end
+  local o = A.options(options, { adapter = "default", trainable = false, force = false, replace = false }, "peft.load")
+  local record, holder = adapters.record(model)
+  model = holder or model
+  if record and record.adapters[o.adapter] and not o.replace then
+    A.raise("peft.load: there is an adapter %s already; name another, or replace = true", o.adapter)
+  end
+  local file, message = json.read(dir .. "/" .. files.config)
+  if file == nil then A.raise("peft.load: %s", message) end
+  local state, metadata = safetensors.load(dir .. "/" .. files.weights)
+  if not state then A.raise("peft.load: %s", metadata) end
+  local c = config.from_file(file, dir .. "/" .. files.config, o.adapter)
+  local problems = {}
+  local given, generations = ours_of(state, dir .. "/" .. files.weights, problems)
+  if #problems > 0 then raise(dir, problems) end
+
+  local found = match.find(model, c, name_rule(generations))
+  local expected, biases = expected_of(model, c, found), bias_targets(model, c, found)
+  local known = {}
+  for id in pairs(expected) do known[#known + 1] = id end
+  for id, g in pairs(given) do
+    local shape, bias = expected[id], biases[id]
+    if shape then
+      local want = "[" .. table.concat(shape, ",") .. "]"
+      if shape_of(g.tensor) ~= want then
+        local rank = g.tail == "lora_A.weight" and shape[1] or g.tail == "lora_B.weight" and shape[2]
+        problems[#problems + 1] = ("%s is %s, expected %s%s"):format(g.name, shape_of(g.tensor), want,
+          rank and "; the rank in the settings is " .. rank or "")
+      end
+    elseif bias then
+      if shape_of(bias) ~= shape_of(g.tensor) then
+        problems[#problems + 1] = ("%s is %s, expected %s"):format(g.name, shape_of(g.tensor), shape_of(bias))
+      end
+    else
+      problems[#problems + 1] = ("extra %s"):format(g.name)
+    end
+  end
+  for _, id in ipairs(known) do
+    if not given[id] then problems[#problems + 1] = "missing " .. files.prefix .. id:gsub(" ", ".") end
+  end
+  if c.bias == "all" then
+    for id in pairs(biases) do
+      if not given[id] then problems[#problems + 1] = "missing " .. files.prefix .. id:gsub(" ", ".") end
+    end
+  end
+  if #problems > 0 then raise(dir, problems) end
+
+  -- the base that the adapter was trained on, where the file says it
+  local sum = metadata[files.base_key]
+  if sum and not o.force then
+    local modules = {}
+    for i, f in ipairs(found) do modules[i] = f.module end
+    local mine = files.base_sum(modules)
+    if mine and mine ~= sum then
+      A.raise("peft.load: %s was trained on another base than this one (checksum %s, here %s); force = true loads it all the same",
+        dir, sum, mine)
+    end
+  end
+
+  local active
+  if record and record.adapters[o.adapter] then
+    active = adapters.active(model)
+    adapters.delete(model, o.adapter)
+    found = match.find(model, c, name_rule(generations))
+  end
+  lora.inject(model, c, found)
+  no_grad(function()
+    for _, f in ipairs(found) do
+      local m = f.module
+      for _, part in ipairs { "lora_A", "lora_B" } do
+        local linear = m[part][o.adapter]
+        for field, t in pairs(linear._parameters) do
+          t:copy_(given[f.path .. " " .. part .. "." .. field].tensor)
+          linear._given[field] = true
+        end
+      end
+      local magnitude = m.lora_magnitude_vector[o.adapter]
+      if magnitude then
+        magnitude.weight:copy_(given[f.path .. " lora_magnitude_vector"].tensor)
+        magnitude._given.weight = true
+      end
+    end
+    for id, bias in pairs(biases) do
+      if given[id] then bias:copy_(given[id].tensor) end
+    end
+    for path, m in adapters.wrapped(model) do
+      local copy = m.type == "SavedModule" and m.modules_to_save[o.adapter]
+      if copy then
+        for tail, t, owner, field in copy:named_parameters() do
+          t:copy_(given[path .. " " .. tail].tensor)
+          owner._given[field] = true
+        end
+      end
+    end
+  end)
+  adapters.record(model).base = c.base
+  if active and #active > 0 then adapters.activate(model, active) end
+  if not o.trainable then adapters.freeze(model, o.adapter) end
+  return model, (M.report(model, o.adapter, #found))
+end
+
+return M

@@ -1,0 +1,56 @@
+-- merge.lua: adapters folded into the weights they sit beside, and taken out again.
+local A = require "weft.args"
+local adapters = require "weft.peft.adapters"
+
+local M = {}
+
+local function loras(holder)
+  local list = {}
+  for path, m in adapters.wrapped(holder) do
+    if m.type == "LoraLinear" then list[#list + 1] = { path, m } end
+  end
+  return list
+end
+
+---Folds the active adapters into the weights: forward then costs what the base costs. All or nothing: a
+---merged weight that is not finite is an error that names it. The base's own tensors are kept aside.
+function M.merge(model)
+  local _, holder = adapters.need(model, nil, "merge")
+  local list, weights = loras(holder), {}
+  for i, item in ipairs(list) do
+    local m = item[2]
+    if m.merged then A.raise("peft.merge: %s is merged already", item[1]) end
+    local ok, weight, bias = pcall(m.merged_weights, m)
+    if not ok then A.raise("peft.merge: %s: %s", item[1], (tostring(weight):gsub("^.-:%d+: ", ""))) end
+    weights[i] = { weight:keep(), bias and bias:keep() }
+  end
+  for i, item in ipairs(list) do item[2]:set_merged(weights[i][1], weights[i][2]) end
+  return model
+end
+
+---Takes merged adapters out again. The base is bit for bit what it was.
+function M.unmerge(model)
+  local _, holder = adapters.need(model, nil, "unmerge")
+  for _, item in ipairs(loras(holder)) do item[2]:unmerge() end
+  return model
+end
+
+---Merges, and puts plain modules in the place of the wrapped ones: a model without adapters.
+function M.merge_and_unload(model)
+  local record, holder = adapters.need(model, nil, "merge_and_unload")
+  local merged = false
+  for _, item in ipairs(loras(holder)) do merged = merged or item[2].merged end
+  if not merged then M.merge(model) end
+  for path, m in adapters.wrapped(holder) do
+    if m.type == "LoraLinear" then holder:set(path, m.base_layer)
+    else
+      local name = m.active[#m.active]
+      holder:set(path, name and m.modules_to_save[name] or m.original_module)
+    end
+  end
+  record.adapters, record.order = {}, {}
+  rawset(holder, "_peft", nil)
+  return model
+end
+
+return M
