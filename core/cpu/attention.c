@@ -9,15 +9,15 @@
 
 typedef struct attention {
     const weft_call *call;
-    const weft_view *mask;        // NULL: none
+    const weft_view *mask; // NULL: none
     int64_t mask_stride[4];
     int64_t heads, n, m, d;
-    int64_t rows;                 // queries a block
-    int64_t chunk, chunks;        // queries a piece, pieces a head
+    int64_t rows;          // queries a block
+    int64_t chunk, chunks; // queries a piece, pieces a head
     double scale, p;
     bool causal;
     int64_t needs;
-    void *partial;                // dk and dv by piece, where a head has several
+    void *partial; // dk and dv by piece, where a head has several
     weft_slots slots;
 } attention;
 
@@ -64,7 +64,8 @@ static void set_mask(attention *t, const weft_view *mask) {
 
 // Heads are cut into chunks of queries where there are few of them.
 static void set_chunks(attention *t, int64_t heads, int64_t pieces) {
-    const int64_t want = heads > 0 && heads < pieces ? (pieces + heads - 1) / heads : 1, most = t->n / 96;
+    const int64_t want = heads > 0 && heads < pieces ? (pieces + heads - 1) / heads : 1,
+                  most = t->n / 96;
     const int64_t chunks = want < most ? want : most > 1 ? most : 1;
     t->rows = t->m > 4096 ? 12 : t->m > 1024 ? 24 : MAX_ROWS;
     t->chunk = ((t->n + chunks - 1) / chunks + t->rows - 1) / t->rows * t->rows;
@@ -74,7 +75,8 @@ static void set_chunks(attention *t, int64_t heads, int64_t pieces) {
 CPU_KERNEL(scaled_dot_product_attention) {
     const weft_view *q = call->in[0], *k = call->in[1];
     const weft_attrs *at = call->at;
-    attention t = { .call = call, .heads = q->shape[1], .n = q->shape[2], .m = k->shape[2], .d = q->shape[3] };
+    attention t = {
+        .call = call, .heads = q->shape[1], .n = q->shape[2], .m = k->shape[2], .d = q->shape[3]};
     if (q->numel == 0) return WEFT_OK;
     set_mask(&t, call->in[3]);
     t.scale = at->AT(scaled_dot_product_attention, scale);
@@ -95,13 +97,15 @@ CPU_KERNEL(scaled_dot_product_attention) {
 CPU_KERNEL(attention_backward) {
     const weft_view *q = call->in[1], *k = call->in[2];
     const weft_attrs *at = call->at;
-    attention t = { .call = call, .heads = q->shape[1], .n = q->shape[2], .m = k->shape[2], .d = q->shape[3] };
+    attention t = {
+        .call = call, .heads = q->shape[1], .n = q->shape[2], .m = k->shape[2], .d = q->shape[3]};
     const bool single = q->dtype == WEFT_FLOAT32;
     const int64_t heads = q->shape[0] * t.heads, size = single ? 4 : 8;
     if (heads == 0) return WEFT_OK;
-    if (t.n == 0) {  // no query looks at the keys
+    if (t.n == 0) { // no query looks at the keys
         for (int i = 1; i <= 2; i++)
-            if (call->out[i]->numel) memset(call->out[i]->data, 0, (size_t)(call->out[i]->numel * size));
+            if (call->out[i]->numel)
+                memset(call->out[i]->data, 0, (size_t)(call->out[i]->numel * size));
         return WEFT_OK;
     }
     set_mask(&t, call->in[4]);
@@ -128,15 +132,17 @@ static void rotate_piece(void *context, int64_t piece) {
     const rotary *t = context;
     const int64_t end = weft_piece_end(t->rows, t->grain, piece);
     for (int64_t row = piece * t->grain; row < end; row++) {
-        if (t->call->in[0]->dtype == WEFT_FLOAT32) rotate_f32(t, row);
-        else rotate_f64(t, row);
+        if (t->call->in[0]->dtype == WEFT_FLOAT32)
+            rotate_f32(t, row);
+        else
+            rotate_f64(t, row);
     }
 }
 
 CPU_KERNEL(rotary) {
     const weft_view *x = call->in[0];
     if (x->numel == 0) return WEFT_OK;
-    rotary t = { .call = call, .inverse = call->at->AT(rotary, inverse) != 0, .grain = 256 };
+    rotary t = {.call = call, .inverse = call->at->AT(rotary, inverse) != 0, .grain = 256};
     t.rows = x->numel / x->shape[x->ndim - 1];
     weft_parallel(weft_pieces(t.rows, t.grain), rotate_piece, &t);
     return WEFT_OK;

@@ -1,5 +1,6 @@
-// dropmask.h: the factors of dropout for a run of elements: 0 where dropped, 1 / (1 - p) where kept.
-// A template over REAL as panel.h. The rule is that of weft_keep in random.h, compared as integers.
+// dropmask.h: the factors of dropout for a run of elements: 0 where dropped, 1 / (1 - p) where
+// kept. A template over REAL as panel.h. The rule is that of weft_kept in random.h, compared as
+// integers.
 
 #define DROP_LANES 16
 
@@ -16,7 +17,8 @@ static void NAME(drop_words)(uint64_t key, uint64_t counter, uint64_t block, uin
 }
 
 // out[i] is the factor of element first + i.
-static void NAME(drop_mask)(uint64_t key, uint64_t counter, uint64_t first, int64_t n, double p, REAL *out) {
+static void NAME(drop_mask)(uint64_t key, uint64_t counter, uint64_t first, int64_t n, double p,
+                            REAL *out) {
     // word >> 8 < 2^24 p, that is, below the next integer
     double scaled = p * 0x1p24;
     uint32_t limit = (uint32_t)scaled;

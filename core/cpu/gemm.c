@@ -1,6 +1,6 @@
-// gemm.c: products. A product is cut into tiles by its shape alone, so that results do not depend on
-// the number of threads. A float32 tile is made by product.c where vectors are wide, any other by
-// one single-threaded BLAS call.
+// gemm.c: products. A product is cut into tiles by its shape alone, so that results do not depend
+// on the number of threads. A float32 tile is made by product.c where vectors are wide, any other
+// by one single-threaded BLAS call.
 #include "../core.h"
 #include "slots.h"
 #include <cblas.h>
@@ -8,13 +8,15 @@
 #include <string.h>
 
 #define TILE_M 512
-#define MIN_TILES 16  // a product of some size is cut into about as many
-#define SMALL_N 64    // but not into narrower tiles, nor other than multiples of this
+#define MIN_TILES 16 // a product of some size is cut into about as many
+#define SMALL_N 64   // but not into narrower tiles, nor other than multiples of this
 
 extern void openblas_set_num_threads(int) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
 
-const char *weft_blas_name(void) { return openblas_get_config ? openblas_get_config() : "CBLAS"; }
+const char *weft_blas_name(void) {
+    return openblas_get_config ? openblas_get_config() : "CBLAS";
+}
 
 static void blas_single_thread(void) {
     static atomic_bool done;
@@ -29,16 +31,19 @@ static void vector_product(const weft_gemm *g, int64_t m, int64_t n, const void 
     const void *matrix = row ? b : a, *x = row ? a : b;
     // the matrix as stored, and whether BLAS is to transpose it
     const bool stored_t = row ? g->trans_b : !g->trans_a;
-    const int64_t length = row ? n : m, rows = stored_t ? length : g->k, columns = stored_t ? g->k : length;
-    const int64_t ld = row ? g->ldb : g->lda, step = row ? (g->trans_a ? g->lda : 1) : g->trans_b ? 1 : g->ldb;
+    const int64_t length = row ? n : m, rows = stored_t ? length : g->k,
+                  columns = stored_t ? g->k : length;
+    const int64_t ld = row ? g->ldb : g->lda, step = row          ? (g->trans_a ? g->lda : 1)
+                                                     : g->trans_b ? 1
+                                                                  : g->ldb;
     const int64_t out_step = row ? 1 : g->ldc;
     const CBLAS_TRANSPOSE t = stored_t ? CblasNoTrans : CblasTrans;
     if (g->dtype == WEFT_FLOAT32)
-        cblas_sgemv(CblasRowMajor, t, (int)rows, (int)columns, (float)g->alpha, matrix, (int)ld, x, (int)step,
-                    (float)beta, c, (int)out_step);
+        cblas_sgemv(CblasRowMajor, t, (int)rows, (int)columns, (float)g->alpha, matrix, (int)ld, x,
+                    (int)step, (float)beta, c, (int)out_step);
     else
-        cblas_dgemv(CblasRowMajor, t, (int)rows, (int)columns, g->alpha, matrix, (int)ld, x, (int)step, beta,
-                    c, (int)out_step);
+        cblas_dgemv(CblasRowMajor, t, (int)rows, (int)columns, g->alpha, matrix, (int)ld, x,
+                    (int)step, beta, c, (int)out_step);
 }
 
 // The bias goes in first (on what beta leaves of C), the product is added to it.
@@ -47,25 +52,31 @@ static void set_bias(const weft_gemm *g, char *c, int64_t m, int64_t j0, int64_t
         if (g->dtype == WEFT_FLOAT32) {
             const float *bias = (const float *)g->bias + j0;
             float *row = (float *)(void *)c + i * g->ldc;
-            for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (g->beta != 0 ? (float)g->beta * row[j] : 0);
+            for (int64_t j = 0; j < n; j++)
+                row[j] = bias[j] + (g->beta != 0 ? (float)g->beta * row[j] : 0);
         } else {
             const double *bias = (const double *)g->bias + j0;
             double *row = (double *)(void *)c + i * g->ldc;
-            for (int64_t j = 0; j < n; j++) row[j] = bias[j] + (g->beta != 0 ? g->beta * row[j] : 0);
+            for (int64_t j = 0; j < n; j++)
+                row[j] = bias[j] + (g->beta != 0 ? g->beta * row[j] : 0);
         }
     }
 }
 
 // One tile over BLAS: op(A)[i0.., :] times op(B)[:, j0..]
-static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, int64_t j0, int64_t n) {
+static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, int64_t j0,
+                    int64_t n) {
     const int64_t size = weft_dtype_size(g->dtype);
-    const char *a = (const char *)g->a + (batch * g->stride_a + i0 * (g->trans_a ? 1 : g->lda)) * size;
-    const char *b = (const char *)g->b + (batch * g->stride_b + j0 * (g->trans_b ? g->ldb : 1)) * size;
+    const char *a =
+        (const char *)g->a + (batch * g->stride_a + i0 * (g->trans_a ? 1 : g->lda)) * size;
+    const char *b =
+        (const char *)g->b + (batch * g->stride_b + j0 * (g->trans_b ? g->ldb : 1)) * size;
     char *c = (char *)g->c + (batch * g->stride_c + i0 * g->ldc + j0) * size;
     const double beta = g->bias ? 1 : g->beta;
     if (g->bias) set_bias(g, c, m, j0, n);
-    if (g->k <= 0) {  // an empty sum
-        for (int64_t i = 0; i < m && beta == 0; i++) memset(c + i * g->ldc * size, 0, (size_t)(n * size));
+    if (g->k <= 0) { // an empty sum
+        for (int64_t i = 0; i < m && beta == 0; i++)
+            memset(c + i * g->ldc * size, 0, (size_t)(n * size));
         return;
     }
     if (m == 1 || n == 1) {
@@ -75,8 +86,9 @@ static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, in
     CBLAS_TRANSPOSE ta = g->trans_a ? CblasTrans : CblasNoTrans;
     CBLAS_TRANSPOSE tb = g->trans_b ? CblasTrans : CblasNoTrans;
     if (g->dtype == WEFT_FLOAT32)
-        cblas_sgemm(CblasRowMajor, ta, tb, (int)m, (int)n, (int)g->k, (float)g->alpha, (const float *)a,
-                    (int)g->lda, (const float *)b, (int)g->ldb, (float)beta, (float *)c, (int)g->ldc);
+        cblas_sgemm(CblasRowMajor, ta, tb, (int)m, (int)n, (int)g->k, (float)g->alpha,
+                    (const float *)a, (int)g->lda, (const float *)b, (int)g->ldb, (float)beta,
+                    (float *)c, (int)g->ldc);
     else
         cblas_dgemm(CblasRowMajor, ta, tb, (int)m, (int)n, (int)g->k, g->alpha, (const double *)a,
                     (int)g->lda, (const double *)b, (int)g->ldb, beta, (double *)c, (int)g->ldc);
@@ -89,21 +101,26 @@ void weft_gemm_here(const weft_gemm *g) {
     for (int64_t b = 0; b < batches; b++) product(g, b, 0, g->m, 0, g->n);
 }
 
-typedef void (*own_product)(const weft_gemm *g, const float *a, const float *b, float *c, int64_t i0, int64_t i1,
-                            int64_t j0, int64_t j1, bool add, float *scratch);
-#define SCRATCH ((int64_t)sizeof(float) * (WEFT_PRODUCT_DEPTH * (WEFT_TILE_N + WEFT_PRODUCT_ROWS) + WEFT_PRODUCT_ROWS * SMALL_N))
+typedef void (*own_product)(const weft_gemm *g, const float *a, const float *b, float *c,
+                            int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool add,
+                            float *scratch);
+#define SCRATCH                                                                                    \
+    ((int64_t)sizeof(float) *                                                                      \
+     (WEFT_PRODUCT_DEPTH * (WEFT_TILE_N + WEFT_PRODUCT_ROWS) + WEFT_PRODUCT_ROWS * SMALL_N))
 #ifdef WEFT_HAVE_AVX2
-void weft_cpu_avx2_product(const weft_gemm *, const float *, const float *, float *, int64_t, int64_t, int64_t,
-                           int64_t, bool, float *);
+void weft_cpu_avx2_product(const weft_gemm *, const float *, const float *, float *, int64_t,
+                           int64_t, int64_t, int64_t, bool, float *);
 #endif
 #ifdef WEFT_HAVE_AVX512
-void weft_cpu_avx512_product(const weft_gemm *, const float *, const float *, float *, int64_t, int64_t, int64_t,
-                             int64_t, bool, float *);
+void weft_cpu_avx512_product(const weft_gemm *, const float *, const float *, float *, int64_t,
+                             int64_t, int64_t, int64_t, bool, float *);
 #endif
 
 // product.c's tile for this machine, or NULL where BLAS is to make it.
 static own_product own_for(const weft_gemm *g, int64_t rows) {
-    if (g->dtype != WEFT_FLOAT32 || rows < 16 || g->n < 16 || g->k < 16 || (g->beta != 0 && g->beta != 1)) return NULL;
+    if (g->dtype != WEFT_FLOAT32 || rows < 16 || g->n < 16 || g->k < 16 ||
+        (g->beta != 0 && g->beta != 1))
+        return NULL;
     const char *path = weft_cpu_path();
 #ifdef WEFT_HAVE_AVX512
     if (strcmp(path, "avx512") == 0) return weft_cpu_avx512_product;
@@ -138,7 +155,8 @@ static void tile(void *context, int64_t piece) {
     if (t->own) {
         float *scratch = weft_slots_take(&t->slots), *c = (float *)g->c + batch * g->stride_c;
         if (g->bias) set_bias(g, (char *)(c + i0 * g->ldc + j0), i1 - i0, j0, j1 - j0);
-        t->own(g, (const float *)g->a + batch * g->stride_a, (const float *)g->b + batch * g->stride_b, c, i0, i1, j0, j1,
+        t->own(g, (const float *)g->a + batch * g->stride_a,
+               (const float *)g->b + batch * g->stride_b, c, i0, i1, j0, j1,
                g->bias || g->beta != 0, scratch);
         weft_slots_give(&t->slots, scratch);
     } else {
@@ -174,12 +192,14 @@ static void cut(grid *t, const weft_gemm *g) {
 
 weft_status weft_gemm_run(const weft_gemm *g) {
     const int64_t limit = INT32_MAX;
-    if (g->m > limit || g->n > limit || g->k > limit || g->lda > limit || g->ldb > limit || g->ldc > limit)
-        return weft_fail(WEFT_EINVAL, "a product of [%lld,%lld] x [%lld,%lld] is past BLAS' 32-bit sizes",
+    if (g->m > limit || g->n > limit || g->k > limit || g->lda > limit || g->ldb > limit ||
+        g->ldc > limit)
+        return weft_fail(WEFT_EINVAL,
+                         "a product of [%lld,%lld] x [%lld,%lld] is past BLAS' 32-bit sizes",
                          (long long)g->m, (long long)g->k, (long long)g->k, (long long)g->n);
     blas_single_thread();
     if (g->m <= 0 || g->n <= 0) return WEFT_OK;
-    grid t = { .g = g };
+    grid t = {.g = g};
     cut(&t, g);
     const int64_t batches = g->batch > 1 ? g->batch : 1;
     const int64_t pieces = batches * t.groups * t.rows * t.columns;

@@ -4,14 +4,16 @@
 // h[i0 .. i1) = dropout(x) A^T
 static void NAME(down)(void *context, int64_t piece) {
     const lora *t = context;
-    const int64_t i0 = piece * ROWS, rows = weft_piece_end(t->rows, ROWS, piece) - i0, r = t->r, in = t->in;
+    const int64_t i0 = piece * ROWS, rows = weft_piece_end(t->rows, ROWS, piece) - i0, r = t->r,
+                  in = t->in;
     const int64_t width = PADDED(r);
     const REAL *x = (const REAL *)t->x + i0 * in;
     REAL *scratch = weft_slots_take(t->slots), *h = scratch, *dropped = h + ROWS * width;
     if (t->p > 0) {
         for (int64_t i = 0; i < rows; i++) {
             REAL *to = dropped + i * in;
-            NAME(drop_mask)(t->at->rng_key, t->at->rng_counter, (uint64_t)((i0 + i) * in), in, t->p, to);
+            NAME(drop_mask)(t->at->rng_key, t->at->rng_counter, (uint64_t)((i0 + i) * in), in,
+                            t->p, to);
 #pragma omp simd
             for (int64_t j = 0; j < in; j++) to[j] = to[j] != 0 ? to[j] * x[i * in + j] : 0;
         }
@@ -23,31 +25,43 @@ static void NAME(down)(void *context, int64_t piece) {
 }
 
 // The tile of y, which holds x W^T + b, gets + scale h B^T.
-static void NAME(up)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+static void NAME(up)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0,
+                     int64_t j1) {
     (void)batch;
     const lora *t = context;
     const REAL *h = (const REAL *)t->h + i0 * t->r;
     REAL *y = (REAL *)t->y + i0 * t->out + j0;
     if ((j1 - j0) % LANES == 0) {
-        NAME(panel)(i1 - i0, j1 - j0, t->r, h, t->r, 1, (const REAL *)t->b + j0, PADDED(t->out), y, t->out,
-                    (REAL)t->scale, true);
+        NAME(panel)(i1 - i0, j1 - j0, t->r, h, t->r, 1, (const REAL *)t->b + j0, PADDED(t->out), y,
+                    t->out, (REAL)t->scale, true);
         return;
     }
-    weft_gemm_here(&(weft_gemm){ .dtype = t->dtype, .m = i1 - i0, .n = j1 - j0, .k = t->r, .lda = t->r,
-                                 .ldb = PADDED(t->out), .ldc = t->out, .alpha = t->scale, .beta = 1, .a = h,
-                                 .b = (const REAL *)t->b + j0, .c = y });
+    weft_gemm_here(&(weft_gemm){.dtype = t->dtype,
+                                .m = i1 - i0,
+                                .n = j1 - j0,
+                                .k = t->r,
+                                .lda = t->r,
+                                .ldb = PADDED(t->out),
+                                .ldc = t->out,
+                                .alpha = t->scale,
+                                .beta = 1,
+                                .a = h,
+                                .b = (const REAL *)t->b + j0,
+                                .c = y});
 }
 
 // t[i0 .. i1) = scale dy B
 static void NAME(gradient_down)(void *context, int64_t piece) {
     const lora *t = context;
-    const int64_t i0 = piece * ROWS, rows = weft_piece_end(t->rows, ROWS, piece) - i0, width = PADDED(t->r);
+    const int64_t i0 = piece * ROWS, rows = weft_piece_end(t->rows, ROWS, piece) - i0,
+                  width = PADDED(t->r);
     NAME(panel)(rows, t->r, t->out, (const REAL *)t->y + i0 * t->out, t->out, 1, t->b, width,
                 (REAL *)t->h + i0 * width, width, (REAL)t->scale, false);
 }
 
 // The tile of dx, which holds dy W, gets the low-rank part t A, through the mask.
-static void NAME(gradient_up)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+static void NAME(gradient_up)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0,
+                              int64_t j1) {
     (void)batch;
     const lora *t = context;
     const int64_t width = PADDED(t->r), n = j1 - j0;
@@ -62,7 +76,8 @@ static void NAME(gradient_up)(void *context, int64_t batch, int64_t i0, int64_t 
     for (int64_t i = 0; i < i1 - i0; i += ROWS) {
         const int64_t rows = i1 - i0 - i < ROWS ? i1 - i0 - i : ROWS;
         // a tile begins at a whole vector, and A's rows end in zeros: reading past n is safe
-        NAME(panel)(rows, n, t->r, h + i * width, width, 1, a, PADDED(t->in), part, PADDED(n), 1, false);
+        NAME(panel)(rows, n, t->r, h + i * width, width, 1, a, PADDED(t->in), part, PADDED(n), 1,
+                    false);
         for (int64_t k = 0; k < rows; k++) {
             REAL *to = dx + (i + k) * t->in;
             const REAL *from = part + k * PADDED(n);
@@ -82,7 +97,8 @@ static void NAME(gradient_up)(void *context, int64_t batch, int64_t i0, int64_t 
 // Columns [j0, j1) of dA = t^T dropout(x), all rows
 static void NAME(gradient_a)(void *context, int64_t piece) {
     const lora *t = context;
-    const int64_t j0 = piece * COLUMNS, n = weft_piece_end(t->in, COLUMNS, piece) - j0, width = PADDED(t->r);
+    const int64_t j0 = piece * COLUMNS, n = weft_piece_end(t->in, COLUMNS, piece) - j0,
+                  width = PADDED(t->r);
     REAL *sum = weft_slots_take(t->slots), *dropped = sum + t->r * COLUMNS;
     memset(sum, 0, sizeof(REAL) * (size_t)(t->r * COLUMNS));
     for (int64_t i0 = 0; i0 < t->rows; i0 += ROWS) {
@@ -95,11 +111,12 @@ static void NAME(gradient_a)(void *context, int64_t piece) {
                 NAME(drop_mask)(t->at->rng_key, t->at->rng_counter, (uint64_t)first, n, t->p, to);
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++) to[j] = to[j] != 0 ? to[j] * x[j] : 0;
-            } else memcpy(to, x, sizeof(REAL) * (size_t)n);
+            } else
+                memcpy(to, x, sizeof(REAL) * (size_t)n);
             for (int64_t j = n; j < COLUMNS; j++) to[j] = 0;
         }
-        NAME(panel)(t->r, COLUMNS, rows, (const REAL *)t->h + i0 * width, 1, width, dropped, COLUMNS, sum,
-                    COLUMNS, 1, true);
+        NAME(panel)(t->r, COLUMNS, rows, (const REAL *)t->h + i0 * width, 1, width, dropped,
+                    COLUMNS, sum, COLUMNS, 1, true);
     }
     NAME(unpack_rows)(sum, COLUMNS, t->r, n, (REAL *)t->da + j0, t->in, 1);
     weft_slots_give(t->slots, sum);
@@ -132,7 +149,8 @@ static weft_status NAME(forward)(lora *t, const weft_call *call, const weft_gemm
     t->a = packed;
     t->b = packed + t->in * width;
     const int64_t pieces = weft_pieces(t->rows, ROWS);
-    weft_status status = weft_slots_open(t->slots, call->backend, pieces, size * ROWS * (width + (t->p > 0 ? t->in : 0)));
+    weft_status status = weft_slots_open(t->slots, call->backend, pieces,
+                                         size * ROWS * (width + (t->p > 0 ? t->in : 0)));
     if (status == WEFT_OK) {
         weft_parallel(pieces, NAME(down), t);
         weft_slots_close(t->slots);
@@ -163,11 +181,22 @@ static weft_status NAME(backward)(lora *t, const weft_call *call, int64_t needs)
         NAME(pack_rows)(call->in[3]->data, t->in, 1, t->r, t->in, a, wide);
         t->a = a;
         t->x = call->out[0]->data;
-        status = weft_slots_open(t->slots, call->backend, INT64_MAX, size * (ROWS + 1) * WEFT_TILE_N);
+        status =
+            weft_slots_open(t->slots, call->backend, INT64_MAX, size * (ROWS + 1) * WEFT_TILE_N);
         if (status == WEFT_OK) {
-            status = weft_gemm_run(&(weft_gemm){ .dtype = t->dtype, .m = t->rows, .n = t->in, .k = t->out,
-                .lda = t->out, .ldb = t->in, .ldc = t->in, .alpha = 1, .a = t->y, .b = call->in[2]->data,
-                .c = t->x, .after = NAME(gradient_up), .context = t });
+            status = weft_gemm_run(&(weft_gemm){.dtype = t->dtype,
+                                                .m = t->rows,
+                                                .n = t->in,
+                                                .k = t->out,
+                                                .lda = t->out,
+                                                .ldb = t->in,
+                                                .ldc = t->in,
+                                                .alpha = 1,
+                                                .a = t->y,
+                                                .b = call->in[2]->data,
+                                                .c = t->x,
+                                                .after = NAME(gradient_up),
+                                                .context = t});
             weft_slots_close(t->slots);
         }
     }

@@ -15,7 +15,7 @@ typedef struct operand {
 } operand;
 
 typedef struct packing {
-    const weft_view *x;           // [..., rows, columns]
+    const weft_view *x; // [..., rows, columns]
     char *to;
     int64_t size, grain, rows, columns;
 } packing;
@@ -43,14 +43,15 @@ static void pack_piece(void *context, int64_t piece) {
     }
 }
 
-// x [..., rows, columns] becomes an operand; lead: leading dims of the result. Strides that BLAS does
-// not take are packed, without repeating what a broadcast repeats.
+// x [..., rows, columns] becomes an operand; lead: leading dims of the result. Strides that BLAS
+// does not take are packed, without repeating what a broadcast repeats.
 static weft_status set_operand(operand *o, const weft_view *x, int lead, weft_backend *backend) {
     const int n = x->ndim - 2, shift = lead - n;
-    const int64_t rows = x->shape[n], columns = x->shape[n + 1], rs = x->stride[n], cs = x->stride[n + 1];
+    const int64_t rows = x->shape[n], columns = x->shape[n + 1], rs = x->stride[n],
+                  cs = x->stride[n + 1];
     const int64_t size = weft_dtype_size(x->dtype);
     weft_view dense = *x;
-    *o = (operand){ .data = x->data };
+    *o = (operand){.data = x->data};
     if ((cs == 1 || columns <= 1) && (rs >= columns || rows <= 1)) {
         o->ld = rows <= 1 || rs < 1 ? (columns > 1 ? columns : 1) : rs;
     } else if ((rs == 1 || rows <= 1) && (cs >= rows || columns <= 1)) {
@@ -71,7 +72,7 @@ static weft_status set_operand(operand *o, const weft_view *x, int lead, weft_ba
         if (!o->packed) return WEFT_ENOMEM;
         weft_view source = *x;
         memcpy(source.shape, dense.shape, sizeof source.shape);
-        packing p = { .x = &source, .to = o->packed, .size = size, .columns = columns, .grain = 64 };
+        packing p = {.x = &source, .to = o->packed, .size = size, .columns = columns, .grain = 64};
         p.rows = dense.numel / columns;
         weft_parallel(weft_pieces(p.rows, p.grain), pack_piece, &p);
     }
@@ -97,7 +98,8 @@ static int merge(int64_t *shape, operand *a, operand *b, int lead) {
     int n = 0;
     for (int d = 0; d < lead; d++) {
         if (shape[d] == 1) continue;
-        if (n && a->stride[n - 1] == a->stride[d] * shape[d] && b->stride[n - 1] == b->stride[d] * shape[d]) {
+        if (n && a->stride[n - 1] == a->stride[d] * shape[d] &&
+            b->stride[n - 1] == b->stride[d] * shape[d]) {
             shape[n - 1] *= shape[d];
             a->stride[n - 1] = a->stride[d];
             b->stride[n - 1] = b->stride[d];
@@ -116,8 +118,19 @@ static weft_status multiply(const weft_call *call, operand *a, operand *b, int64
     const weft_view *y = call->out[0];
     const int64_t size = weft_dtype_size(y->dtype);
     lead = merge(shape, a, b, lead);
-    weft_gemm g = { .dtype = y->dtype, .trans_a = a->trans, .trans_b = b->trans, .m = m, .n = n, .k = k,
-                    .lda = a->ld, .ldb = b->ld, .ldc = n, .alpha = 1, .a = a->data, .b = b->data, .c = y->data };
+    weft_gemm g = {.dtype = y->dtype,
+                   .trans_a = a->trans,
+                   .trans_b = b->trans,
+                   .m = m,
+                   .n = n,
+                   .k = k,
+                   .lda = a->ld,
+                   .ldb = b->ld,
+                   .ldc = n,
+                   .alpha = 1,
+                   .a = a->data,
+                   .b = b->data,
+                   .c = y->data};
     // one shared right side under rows that follow each other: one product
     if (lead == 1 && b->stride[0] == 0 && !a->trans) {
         const int64_t row = m == 1 ? a->stride[0] : a->ld;
@@ -176,9 +189,19 @@ CPU_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *y = call->out[0];
     const int64_t k = weight->shape[1], n = weight->shape[0];
     if (y->numel == 0) return WEFT_OK;
-    weft_gemm g = { .dtype = x->dtype, .trans_b = true, .m = y->numel / n, .n = n, .k = k, .lda = k, .ldb = k,
-                    .ldc = n, .alpha = 1, .a = x->data, .b = weight->data, .c = y->data,
-                    .bias = call->in[2] ? call->in[2]->data : NULL };
+    weft_gemm g = {.dtype = x->dtype,
+                   .trans_b = true,
+                   .m = y->numel / n,
+                   .n = n,
+                   .k = k,
+                   .lda = k,
+                   .ldb = k,
+                   .ldc = n,
+                   .alpha = 1,
+                   .a = x->data,
+                   .b = weight->data,
+                   .c = y->data,
+                   .bias = call->in[2] ? call->in[2]->data : NULL};
     g.row_group = weft_row_group(x);
     return weft_gemm_run(&g);
 }

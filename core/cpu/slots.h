@@ -17,7 +17,8 @@ typedef struct weft_slots {
 } weft_slots;
 
 // size: bytes a piece needs. A failure leaves nothing to free.
-static inline weft_status weft_slots_open(weft_slots *s, weft_backend *backend, int64_t pieces, int64_t size) {
+static inline weft_status weft_slots_open(weft_slots *s, weft_backend *backend, int64_t pieces,
+                                          int64_t size) {
     int threads = weft_threads() < WEFT_MAX_SLOTS ? weft_threads() : WEFT_MAX_SLOTS;
     s->n = pieces < threads ? (pieces > 0 ? (int)pieces : 1) : threads;
     s->size = (size + 127) / 64 * 64;

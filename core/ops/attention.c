@@ -17,12 +17,15 @@ static weft_status check_heads(const weft_view *q, const weft_view *k, const wef
         return weft_fail(WEFT_EINVAL, "expected q [B, H, N, D] and k, v [B, H, M, D]");
     for (int i = 0; i < 4; i++) {
         if (k->shape[i] != v->shape[i])
-            return weft_fail(WEFT_EINVAL, "k and v differ in dim %d (%lld and %lld)", i + 1, LL(k->shape[i]), LL(v->shape[i]));
+            return weft_fail(WEFT_EINVAL, "k and v differ in dim %d (%lld and %lld)", i + 1,
+                             LL(k->shape[i]), LL(v->shape[i]));
         if (i != 2 && q->shape[i] != k->shape[i])
-            return weft_fail(WEFT_EINVAL, "q and k differ in dim %d (%lld and %lld)", i + 1, LL(q->shape[i]), LL(k->shape[i]));
+            return weft_fail(WEFT_EINVAL, "q and k differ in dim %d (%lld and %lld)", i + 1,
+                             LL(q->shape[i]), LL(k->shape[i]));
     }
     if (q->shape[3] < 1 || q->shape[3] > MAX_HEAD)
-        return weft_fail(WEFT_EINVAL, "the head size D must be 1 to %d, got %lld", MAX_HEAD, LL(q->shape[3]));
+        return weft_fail(WEFT_EINVAL, "the head size D must be 1 to %d, got %lld", MAX_HEAD,
+                         LL(q->shape[3]));
     return WEFT_OK;
 }
 
@@ -34,14 +37,18 @@ weft_status shape_attention(weft_shape_call *call) {
     if (mask) {
         const int64_t full[4] = {q->shape[0], q->shape[1], q->shape[2], k->shape[2]};
         if (mask->dtype != WEFT_BOOL && mask->dtype != WEFT_UINT8 && mask->dtype != q->dtype)
-            return weft_fail(WEFT_EINVAL, "mask must be bool or %s, got %s", weft_dtype_name(q->dtype),
-                             weft_dtype_name(mask->dtype));
-        if (mask->ndim > 4) return weft_fail(WEFT_EINVAL, "mask has %d dims, expected at most 4", mask->ndim);
+            return weft_fail(WEFT_EINVAL, "mask must be bool or %s, got %s",
+                             weft_dtype_name(q->dtype), weft_dtype_name(mask->dtype));
+        if (mask->ndim > 4)
+            return weft_fail(WEFT_EINVAL, "mask has %d dims, expected at most 4", mask->ndim);
         for (int i = 0; i < mask->ndim; i++) {
             const int64_t want = full[4 - mask->ndim + i];
             if (mask->shape[i] != 1 && mask->shape[i] != want)
-                return weft_fail(WEFT_EINVAL, "mask's dim %d is %lld, expected 1 or %lld: [B, H, N, M] is [%lld, %lld, %lld, %lld]",
-                                 i + 1, LL(mask->shape[i]), LL(want), LL(full[0]), LL(full[1]), LL(full[2]), LL(full[3]));
+                return weft_fail(WEFT_EINVAL,
+                                 "mask's dim %d is %lld, expected 1 or %lld: [B, H, N, M] is "
+                                 "[%lld, %lld, %lld, %lld]",
+                                 i + 1, LL(mask->shape[i]), LL(want), LL(full[0]), LL(full[1]),
+                                 LL(full[2]), LL(full[3]));
         }
     }
     TRY(heads_last(&call->out[0], q->shape[0], q->shape[1], q->shape[2], q->shape[3]));
@@ -54,18 +61,22 @@ weft_status shape_attention_backward(weft_shape_call *call) {
     TRY(check_heads(in[1], in[2], in[3]));
     for (int i = 0; i < 3; i++) {
         const weft_view *x = in[i + 1];
-        if (needs >> i & 1) TRY(heads_last(&call->out[i], x->shape[0], x->shape[1], x->shape[2], x->shape[3]));
-        else TRY(weft_set_shape(&call->out[i], (int64_t[]){0}, 1));
+        if (needs >> i & 1)
+            TRY(heads_last(&call->out[i], x->shape[0], x->shape[1], x->shape[2], x->shape[3]));
+        else
+            TRY(weft_set_shape(&call->out[i], (int64_t[]){0}, 1));
     }
     return WEFT_OK;
 }
 
 weft_status grad_attention(weft_grad_call *call) {
     if (NEEDS(call, 3))
-        return weft_fail(WEFT_EAUTOGRAD, "scaled_dot_product_attention: the mask has no gradient; detach it, or "
+        return weft_fail(WEFT_EAUTOGRAD,
+                         "scaled_dot_product_attention: the mask has no gradient; detach it, or "
                          "write the attention with matmul and softmax");
     weft_tensor *const *in = call->in;
-    const weft_tensor *args[7] = {call->dy[0], in[0], in[1], in[2], in[3], call->out[0], call->out[1]};
+    const weft_tensor *args[7] = {call->dy[0], in[0],        in[1],       in[2],
+                                  in[3],       call->out[0], call->out[1]};
     weft_attrs at = *call->at;
     at.AT(attention_backward, causal) = call->at->AT(scaled_dot_product_attention, causal);
     at.AT(attention_backward, needs) = (int64_t)(call->needs & 7);
@@ -100,7 +111,8 @@ weft_status shape_rotary(weft_shape_call *call) {
     const int64_t n = x->shape[x->ndim - 2], half = x->shape[x->ndim - 1] / 2;
     for (int i = 1; i <= 2; i++)
         if (call->in[i]->ndim != 2 || call->in[i]->shape[0] != n || call->in[i]->shape[1] != half)
-            return weft_fail(WEFT_EINVAL, "cos and sin must be [N, D/2] = [%lld, %lld]", LL(n), LL(half));
+            return weft_fail(WEFT_EINVAL, "cos and sin must be [N, D/2] = [%lld, %lld]", LL(n),
+                             LL(half));
     TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
     strides_like(&call->out[0], x);
     return WEFT_OK;
@@ -109,6 +121,7 @@ weft_status shape_rotary(weft_shape_call *call) {
 weft_status grad_rotary(weft_grad_call *call) {
     if (NEEDS(call, 1) || NEEDS(call, 2))
         return weft_fail(WEFT_EAUTOGRAD, "rotary: cos and sin have no gradient; detach them");
-    HAVE(call->dx[0] = weft_rotary(call->dy[0], call->in[1], call->in[2], !call->at->AT(rotary, inverse)));
+    HAVE(call->dx[0] =
+             weft_rotary(call->dy[0], call->in[1], call->in[2], !call->at->AT(rotary, inverse)));
     return WEFT_OK;
 }

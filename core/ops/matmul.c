@@ -8,9 +8,11 @@ weft_status shape_matmul(weft_shape_call *call) {
     const weft_view *a = call->in[0], *b = call->in[1];
     if (a->ndim < 1 || b->ndim < 1)
         return weft_fail(WEFT_EINVAL, "a number has no matrix product; use mul");
-    const int64_t inner_a = a->shape[a->ndim - 1], inner_b = b->shape[b->ndim > 1 ? b->ndim - 2 : 0];
+    const int64_t inner_a = a->shape[a->ndim - 1],
+                  inner_b = b->shape[b->ndim > 1 ? b->ndim - 2 : 0];
     if (inner_a != inner_b)
-        return weft_fail(WEFT_EINVAL, "inner sizes differ (%lld and %lld)", LL(inner_a), LL(inner_b));
+        return weft_fail(WEFT_EINVAL, "inner sizes differ (%lld and %lld)", LL(inner_a),
+                         LL(inner_b));
     weft_view lead_a = *a, lead_b = *b, lead = call->out[0];
     lead_a.ndim = a->ndim > 2 ? a->ndim - 2 : 0;
     lead_b.ndim = b->ndim > 2 ? b->ndim - 2 : 0;
@@ -24,7 +26,9 @@ weft_status shape_matmul(weft_shape_call *call) {
 }
 
 // Transposes the last two dims.
-static weft_tensor *turned(const weft_tensor *t) { return weft_transpose(t, -2, -1); }
+static weft_tensor *turned(const weft_tensor *t) {
+    return weft_transpose(t, -2, -1);
+}
 
 static weft_tensor *rows_of(const weft_tensor *t) {
     const int64_t shape[2] = {-1, t->v.shape[t->v.ndim - 1]};
@@ -69,12 +73,13 @@ weft_status grad_matmul(weft_grad_call *call) {
     return WEFT_OK;
 }
 
-static weft_status check_linear(const weft_view *x, const weft_view *weight, const weft_view *bias) {
+static weft_status check_linear(const weft_view *x, const weft_view *weight,
+                                const weft_view *bias) {
     if (x->ndim < 1 || weight->ndim != 2)
         return weft_fail(WEFT_EINVAL, "expected x [..., in] and weight [out, in]");
     if (x->shape[x->ndim - 1] != weight->shape[1])
-        return weft_fail(WEFT_EINVAL, "x ends in %lld, weight [out, in] wants %lld", LL(x->shape[x->ndim - 1]),
-                         LL(weight->shape[1]));
+        return weft_fail(WEFT_EINVAL, "x ends in %lld, weight [out, in] wants %lld",
+                         LL(x->shape[x->ndim - 1]), LL(weight->shape[1]));
     if (bias && (bias->ndim != 1 || bias->shape[0] != weight->shape[0]))
         return weft_fail(WEFT_EINVAL, "bias must be [%lld]", LL(weight->shape[0]));
     return WEFT_OK;
@@ -112,9 +117,11 @@ weft_status shape_lora_linear(weft_shape_call *call) {
     const weft_view *x = call->in[0], *weight = call->in[1], *a = call->in[3], *b = call->in[4];
     TRY(check_linear(x, weight, call->in[2]));
     if (a->ndim != 2 || a->shape[1] != weight->shape[1] || a->shape[0] < 1)
-        return weft_fail(WEFT_EINVAL, "lora_a must be [r, %lld] with r at least 1", LL(weight->shape[1]));
+        return weft_fail(WEFT_EINVAL, "lora_a must be [r, %lld] with r at least 1",
+                         LL(weight->shape[1]));
     if (b->ndim != 2 || b->shape[0] != weight->shape[0] || b->shape[1] != a->shape[0])
-        return weft_fail(WEFT_EINVAL, "lora_b must be [%lld, %lld]", LL(weight->shape[0]), LL(a->shape[0]));
+        return weft_fail(WEFT_EINVAL, "lora_b must be [%lld, %lld]", LL(weight->shape[0]),
+                         LL(a->shape[0]));
     const double p = call->at->AT(lora_linear, p);
     if (!(p >= 0 && p <= 1)) return weft_fail(WEFT_EINVAL, "p must lie in [0, 1], got %g", p);
     int64_t shape[WEFT_MAX_DIMS];
