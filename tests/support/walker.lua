@@ -33,7 +33,7 @@ M.g = g
 
 -- --- plain Lua form: { shape, data, dtype }
 function M.plain(t)
-  if t == nil then return nil end
+  if t == nil or t == false then return nil end
   if not A.is_tensor(t) then
     local list = {}
     for i, x in ipairs(t) do list[i] = M.plain(x) end
@@ -87,11 +87,11 @@ function M.call(op, inputs, attrs, count)
   if op.kind == "inplace" then inputs = M.map(inputs, function(t) return t:clone() end) end
   if inputs.xs then
     n = (inputs.n or 0) + 1
-    for i = 1, n - 1 do args[i] = inputs[i] end
+    for i = 1, n - 1 do args[i] = inputs[i] or nil end
     args[n] = inputs.xs
   else
     local k = inputs.n or count
-    for i = 1, k do args[i] = inputs[i] end
+    for i = 1, k do args[i] = inputs[i] or nil end
     n = k
   end
   attrs = attrs or {}
