@@ -3,7 +3,7 @@
 ALWAYS_INLINE bool FN(better)(T a, T b, bool smallest) { return smallest ? a < b : a > b; }
 // NaN beats all; the first of equals stays.
 ALWAYS_INLINE bool FN(wins)(T v, T best, bool smallest) {
-    return FN(better)(v, best, smallest) || (IS_NAN(v) && !IS_NAN(best));
+    return FN(better)(v, best, smallest) | (IS_NAN(v) & !IS_NAN(best));
 }
 
 // Index of the extreme of n contiguous elements: the best block by vector maxima, then a look into it.
@@ -31,11 +31,24 @@ ALWAYS_INLINE int64_t FN(extreme_row)(const T *RESTRICT x, int64_t n, bool small
     return from;
 }
 
+// One more row of candidates, number i, for width columns.
+ALWAYS_INLINE void FN(extreme_step)(const T *RESTRICT row, int64_t stride, int64_t width, PLACE i, T *RESTRICT top,
+                                    PLACE *RESTRICT at, bool smallest) {
+#pragma omp simd
+    for (int64_t k = 0; k < width; k++) {
+        const T v = row[k * stride], old = top[k];
+        const bool win = FN(wins)(v, old, smallest);
+        top[k] = win ? v : old;
+        at[k] = win ? i : at[k];
+    }
+}
+
 ALWAYS_INLINE void FN(extremes)(const along_job *j, int64_t begin, int64_t end, bool smallest) {
     const plan *p = &j->plan;
     const int64_t n = p->rshape[0], step = p->rx[0];
     T best[OUTPUTS];
     int64_t index[OUTPUTS];
+    PLACE place[OUTPUTS];
     if (!p->column) {
         walk out;
         walk_start(&out, p->kshape, p->kx, p->nk, begin);
@@ -57,17 +70,14 @@ ALWAYS_INLINE void FN(extremes)(const along_job *j, int64_t begin, int64_t end, 
             walk_start(&out, p->kshape, p->kx, p->nk - 1, o / n_k);
             const T *RESTRICT x = (const T *)j->x + out.offset + at_k * stride;
             T *RESTRICT top = best + (o - begin);
-            int64_t *RESTRICT at = index + (o - begin);
+            PLACE *RESTRICT at = place + (o - begin);
             for (int64_t k = 0; k < width; k++) { top[k] = x[k * stride]; at[k] = 0; }
             for (int64_t i = 1; i < n; i++) {
                 const T *RESTRICT row = x + i * step;
-                for (int64_t k = 0; k < width; k++) {
-                    T v = row[k * stride];
-                    bool win = FN(wins)(v, top[k], smallest);
-                    top[k] = win ? v : top[k];
-                    at[k] = win ? i : at[k];
-                }
+                if (stride == 1) FN(extreme_step)(row, 1, width, (PLACE)i, top, at, smallest);
+                else FN(extreme_step)(row, stride, width, (PLACE)i, top, at, smallest);
             }
+            for (int64_t k = 0; k < width; k++) index[o - begin + k] = at[k];
             o += width;
         }
     }
@@ -113,9 +123,15 @@ static void FN(cumsum_piece)(void *context, int64_t piece) {
         const T *RESTRICT x = (const T *)j->x + in.offset + at_k * sx;
         T *RESTRICT y = (T *)j->values + out.offset + at_k * sy;
         for (int64_t k = 0; k < width; k++) a[k] = 0;
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t k = 0; k < width; k++)
-                y[i * step_y + k * sy] = (T)(a[k] += (ACC)x[i * step + k * sx]);
+        for (int64_t i = 0; i < n; i++) {
+            const T *RESTRICT from = x + i * step;
+            T *RESTRICT to = y + i * step_y;
+            if (sx == 1 && sy == 1) {
+                for (int64_t k = 0; k < width; k++) to[k] = (T)(a[k] += (ACC)from[k]);
+            } else {
+                for (int64_t k = 0; k < width; k++) to[k * sy] = (T)(a[k] += (ACC)from[k * sx]);
+            }
+        }
         o += width;
     }
 }

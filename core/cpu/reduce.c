@@ -172,6 +172,7 @@ typedef struct along_job {
 } along_job;
 
 #define T float
+#define PLACE int32_t  // counts along a dim, as wide as T so that columns vectorise
 #define ACC double
 #define FN(name) name##_f32
 #define MATH(name) weft_##name##f
@@ -180,20 +181,24 @@ typedef struct along_job {
 #include "reduce_body.h"
 #include "extreme_body.h"
 #undef T
+#undef PLACE
 #undef FN
 #undef MATH
 #define T double
+#define PLACE int64_t
 #define FN(name) name##_f64
 #define MATH(name) weft_##name##d
 #include "reduce_body.h"
 #include "extreme_body.h"
 #undef T
+#undef PLACE
 #undef ACC
 #undef FN
 #undef MATH
 #undef FLOATING
 #undef IS_NAN
 #define T int32_t
+#define PLACE int32_t
 #define ACC int64_t
 #define FN(name) name##_i32
 #define FLOATING 0
@@ -201,8 +206,10 @@ typedef struct along_job {
 #include "reduce_body.h"
 #include "extreme_body.h"
 #undef T
+#undef PLACE
 #undef FN
 #define T int64_t
+#define PLACE int64_t
 #define FN(name) name##_i64
 #include "reduce_body.h"
 #include "extreme_body.h"
@@ -253,6 +260,11 @@ CPU_KERNEL(var) { return reduce(call, REDUCE_VAR, 0, call->at->AT(var, correctio
 CPU_KERNEL(norm) { return reduce(call, REDUCE_NORM, call->at->AT(norm, p), 0); }
 CPU_KERNEL(logsumexp) { return reduce(call, REDUCE_LOGSUMEXP, 0, 0); }
 
+static void set_block(along_job *j) {
+    int64_t block = WORK / j->plan.n_red, least = j->plan.column ? 128 : 1;
+    j->block = block < least ? least : block > OUTPUTS ? OUTPUTS : block;
+}
+
 static weft_status extreme(const weft_call *call, int64_t dim, bool smallest, bool with_values) {
     const weft_view *x = call->in[0];
     if (call->out[0]->numel == 0) return WEFT_OK;
@@ -260,8 +272,8 @@ static weft_status extreme(const weft_call *call, int64_t dim, bool smallest, bo
                     .indices = call->out[with_values ? 1 : 0]->data };
     if (dim < 0) dim += x->ndim;
     make_plan(&j.plan, x, x->ndim ? 1u << dim : 0, false);
-    int64_t block = WORK / j.plan.n_red, least = j.plan.column ? 64 : 1;
-    j.block = block < least ? least : block > OUTPUTS ? OUTPUTS : block;
+    if (j.plan.n_red > INT32_MAX) j.plan.column = false;
+    set_block(&j);
     weft_parallel(weft_pieces(j.plan.n_out, j.block), BY_DTYPE(x->dtype, extreme_piece), &j);
     return WEFT_OK;
 }
@@ -278,8 +290,7 @@ CPU_KERNEL(cumsum) {
     int64_t dim = call->at->AT(cumsum, dim);
     if (dim < 0) dim += x->ndim;
     make_plan(&j.plan, x, x->ndim ? 1u << dim : 0, true);
-    int64_t block = WORK / j.plan.n_red, least = j.plan.column ? 64 : 1;
-    j.block = block < least ? least : block > OUTPUTS ? OUTPUTS : block;
+    set_block(&j);
     weft_parallel(weft_pieces(j.plan.n_out, j.block), BY_DTYPE(x->dtype, cumsum_piece), &j);
     return WEFT_OK;
 }

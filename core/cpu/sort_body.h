@@ -31,33 +31,39 @@ static void FN(sort_piece)(void *context, int64_t piece) {
 }
 
 // Few of many: a row streams past a sorted list of the best. A block without a better one is
-// passed over whole.
+// passed over whole; what NaN does is left to the keys.
+ALWAYS_INLINE void FN(stream_row)(const T *RESTRICT x, int64_t n, int64_t stride, int64_t k, bool descending,
+                                  pair *RESTRICT best) {
+    const uint64_t flip = FN(flip_of)(descending);
+    for (int64_t i = 0; i < k; i++) best[i] = (pair){ FN(ordered)(x[i * stride], flip), i };
+    insertion(best, k);
+    T bar = x[best[k - 1].index * stride];
+    for (int64_t b = k; b < n; b += BLOCK) {
+        const int64_t end = n - b < BLOCK ? n : b + BLOCK;
+        int32_t found = 0;
+        for (int64_t i = b; i < end; i++) found += descending ? !(x[i * stride] <= bar) : !(x[i * stride] >= bar);
+        for (int64_t i = b; found && i < end; i++) {
+            const T v = x[i * stride];
+            if (descending ? v <= bar : v >= bar) continue;
+            const uint64_t key = FN(ordered)(v, flip);
+            if (key >= best[k - 1].key) continue;
+            int64_t at = k - 1;
+            for (; at > 0 && best[at - 1].key > key; at--) best[at] = best[at - 1];
+            best[at] = (pair){ key, i };
+            bar = x[best[k - 1].index * stride];
+        }
+    }
+}
+
 static void FN(stream_piece)(void *context, int64_t piece) {
     const job *j = context;
-    const uint64_t flip = FN(flip_of)(j->descending);
     const int64_t rows = j->outer * j->inner, end = weft_piece_end(rows, j->grain, piece), k = j->k;
-    pair best[KEEP + 1];
+    pair best[KEEP];
     for (int64_t row = piece * j->grain; row < end; row++) {
         const T *x = (const T *)j->x + row / j->inner * j->n * j->inner + row % j->inner;
-        for (int64_t i = 0; i < k; i++) best[i] = (pair){ FN(ordered)(x[i * j->inner], flip), i };
-        insertion(best, k);
-        for (int64_t b = k; b < j->n; b += BLOCK) {
-            const int64_t width = j->n - b < BLOCK ? j->n - b : BLOCK;
-            const T bar = x[best[k - 1].index * j->inner];
-            int32_t found = 0;  // may count what is not better: NaN is left to the keys
-            if (j->inner == 1 && j->descending) {
-                for (int64_t i = 0; i < width; i++) found += !(x[b + i] <= bar);
-            } else if (j->inner == 1) {
-                for (int64_t i = 0; i < width; i++) found += !(x[b + i] >= bar);
-            } else found = 1;
-            for (int64_t i = 0; found && i < width; i++) {
-                const uint64_t key = FN(ordered)(x[(b + i) * j->inner], flip);
-                if (key >= best[k - 1].key) continue;
-                int64_t at = k - 1;
-                for (; at > 0 && best[at - 1].key > key; at--) best[at] = best[at - 1];
-                best[at] = (pair){ key, b + i };
-            }
-        }
+        if (j->inner > 1) FN(stream_row)(x, j->n, j->inner, k, j->descending, best);
+        else if (j->descending) FN(stream_row)(x, j->n, 1, k, true, best);
+        else FN(stream_row)(x, j->n, 1, k, false, best);
         FN(put)(j, row, best);
     }
 }
