@@ -102,7 +102,7 @@ end
 local function over_dims(g, reference, make, big)
   local list = {}
   local function add(x, dims, keepdim, grad)
-    local case = make(x, dims, keepdim)
+    local case = make(dims, keepdim)
     case.inputs, case.reference, case.grad = { x, n = 1 }, reference, grad
     list[#list + 1] = case
   end
@@ -131,7 +131,7 @@ end
 
 local M = {}
 
-local function plain(x, dims, keepdim) return { attrs = { dims, keepdim or false, n = 2 } } end
+local function plain(dims, keepdim) return { attrs = { dims, keepdim or false, n = 2 } } end
 local refused = function(g)
   return {
     { inputs = { g.randn { 2, 3 }, n = 1 }, attrs = { 3, false, n = 2 }, message = "dim 3 outside 1..2" },
@@ -151,7 +151,7 @@ M.sum = {
 M.mean = { cases = function(g) return over_dims(g, mean, plain, true) end, refuses = refused }
 M.var = {
   cases = function(g)
-    local list = over_dims(g, var, function(_, dims, keepdim)
+    local list = over_dims(g, var, function(dims, keepdim)
       return { attrs = { dims, 0, keepdim or false, n = 3 } }
     end, true)
     list[#list + 1] = { inputs = { g.randn { 4, 6 }, n = 1 }, attrs = { 2, 1, false, n = 3 }, reference = var }
@@ -164,7 +164,7 @@ M.var = {
 }
 M.norm = {
   cases = function(g)
-    local list = over_dims(g, norm, function(_, dims, keepdim)
+    local list = over_dims(g, norm, function(dims, keepdim)
       return { attrs = { 2, dims, keepdim or false, n = 3 } }
     end, true)
     for _, p in ipairs { 1, 3, 1.5, inf, -inf } do
