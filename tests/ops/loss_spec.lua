@@ -73,6 +73,18 @@ describe("cross_entropy_soft", function()
     assert.near(math.exp(1 - lse) - 0.25, x.grad:totable()[1][1], 1e-6)
   end)
 
+  it("gives an absent column no weight whatever its target", function()
+    local x = weft.tensor({ { 1, -inf, 2 } }, { requires_grad = true })
+    local target = weft.tensor { { 0.25, 0.5, 0.25 } }
+    local lse = math.log(math.exp(1) + math.exp(2))
+    local loss = weft.cross_entropy_soft(x, target)
+    assert.near(0.25 * (lse - 1) + 0.25 * (lse - 2), loss:item(), 1e-6)
+    loss:backward()
+    local grad = x.grad:totable()[1]
+    assert.equal(0, grad[2])
+    assert.near(0.5 * math.exp(1 - lse) - 0.25, grad[1], 1e-6)
+  end)
+
   it("agrees with cross_entropy where the target is one class", function()
     local x = weft.randn { 2, 3 }
     local soft = weft.cross_entropy_soft(x, weft.tensor { { 0, 1, 0 }, { 0, 0, 1 } }):item()

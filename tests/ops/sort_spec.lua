@@ -48,6 +48,8 @@ describe("topk", function()
     row[51], row[71] = nan, nan
     local _, most = weft.topk(tensor(row), 3)
     assert.same({ 50, 70, 99 }, most:totable())
+    local _, first = weft.topk(tensor(row), 1)
+    assert.same({ 50 }, first:totable())
     local _, least = weft.topk(tensor(row), 3, 1, false)
     assert.same({ 0, 1, 2 }, least:totable())
   end)
