@@ -32,14 +32,22 @@ ALWAYS_INLINE int64_t FN(extreme_row)(const T *RESTRICT x, int64_t n, bool small
 }
 
 // One more row of candidates, number i, for width columns.
-ALWAYS_INLINE void FN(extreme_step)(const T *RESTRICT row, int64_t stride, int64_t width, PLACE i, T *RESTRICT top,
+ALWAYS_INLINE void FN(extreme_step)(const T *RESTRICT row, int64_t width, PLACE i, T *RESTRICT top,
                                     PLACE *RESTRICT at, bool smallest) {
 #pragma omp simd
     for (int64_t k = 0; k < width; k++) {
-        const T v = row[k * stride], old = top[k];
+        const T v = row[k], old = top[k];
         const bool win = FN(wins)(v, old, smallest);
         top[k] = win ? v : old;
         at[k] = win ? i : at[k];
+    }
+}
+static __attribute__((noinline)) void FN(extreme_step_strided)(const T *row, int64_t stride, int64_t width, PLACE i,
+                                                               T *top, PLACE *at, bool smallest) {
+    for (int64_t k = 0; k < width; k++) {
+        if (!FN(wins)(row[k * stride], top[k], smallest)) continue;
+        top[k] = row[k * stride];
+        at[k] = i;
     }
 }
 
@@ -74,8 +82,8 @@ ALWAYS_INLINE void FN(extremes)(const along_job *j, int64_t begin, int64_t end, 
             for (int64_t k = 0; k < width; k++) { top[k] = x[k * stride]; at[k] = 0; }
             for (int64_t i = 1; i < n; i++) {
                 const T *RESTRICT row = x + i * step;
-                if (stride == 1) FN(extreme_step)(row, 1, width, (PLACE)i, top, at, smallest);
-                else FN(extreme_step)(row, stride, width, (PLACE)i, top, at, smallest);
+                if (stride == 1) FN(extreme_step)(row, width, (PLACE)i, top, at, smallest);
+                else FN(extreme_step_strided)(row, stride, width, (PLACE)i, top, at, smallest);
             }
             for (int64_t k = 0; k < width; k++) index[o - begin + k] = at[k];
             o += width;

@@ -86,7 +86,7 @@ typedef struct walk {
     int64_t at[WEFT_MAX_DIMS], offset;
 } walk;
 
-static void walk_start(walk *w, const int64_t *shape, const int64_t *stride, int n, int64_t linear) {
+static __attribute__((noinline)) void walk_start(walk *w, const int64_t *shape, const int64_t *stride, int n, int64_t linear) {
     w->n = n; w->shape = shape; w->stride = stride; w->offset = 0;
     for (int d = n - 1; d >= 0; d--) {
         w->at[d] = linear % shape[d];

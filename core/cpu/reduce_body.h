@@ -27,11 +27,18 @@ ALWAYS_INLINE ACC FN(joined)(map m, ACC a, ACC v) {
     return a + v;
 }
 
-// The joined map of n elements, stride apart.
-ALWAYS_INLINE ACC FN(run)(map m, const T *RESTRICT x, int64_t n, int64_t stride, ACC c, double p) {
+// The joined map of n elements, stride apart: any map, one element at a time.
+static __attribute__((noinline)) ACC FN(run_any)(map m, const T *x, int64_t n, int64_t stride, ACC c, double p) {
+    ACC a = (ACC)start_of(m);
+    for (int64_t i = 0; i < n; i++) a = FN(joined)(m, a, FN(mapped)(m, x[i * stride], c, p));
+    return a;
+}
+
+// The same in vectors, for maps known at compile time over contiguous elements.
+ALWAYS_INLINE ACC FN(run)(map m, const T *RESTRICT x, int64_t n, ACC c, double p) {
     ACC a = 0;
 #if FLOATING
-    if (m == LARGEST && stride == 1) {
+    if (m == LARGEST) {
         T top = -(T)INFINITY;
         int64_t nan = 0;  // counted: a vector maximum would lose it
         for (int64_t b = 0; b < n; b += 4096) {
@@ -46,23 +53,14 @@ ALWAYS_INLINE ACC FN(run)(map m, const T *RESTRICT x, int64_t n, int64_t stride,
         }
         return nan ? (ACC)NAN : (ACC)top;
     }
-    if (m == LARGEST || m == LARGEST_ABS || m == SMALLEST_ABS) {
-        a = start_of(m);
-        for (int64_t i = 0; i < n; i++) a = FN(joined)(m, a, FN(mapped)(m, x[i * stride], c, p));
-        return a;
-    }
 #endif
-    if (stride == 1) {
 #pragma omp simd reduction(+ : a)
-        for (int64_t i = 0; i < n; i++) a += FN(mapped)(m, x[i], c, p);
-    } else {
-        for (int64_t i = 0; i < n; i++) a += FN(mapped)(m, x[i * stride], c, p);
-    }
+    for (int64_t i = 0; i < n; i++) a += FN(mapped)(m, x[i], c, p);
     return a;
 }
 
 // acc[o - begin] = reduced elements [first, end_red) of outputs [begin, end); c: constants or NULL.
-ALWAYS_INLINE void FN(rows)(map m, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
+ALWAYS_INLINE void FN(rows)(map m, bool vectors, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
                             int64_t end_red, const ACC *c, ACC *acc) {
     const plan *p = &j->plan;
     const int64_t n = p->rshape[p->nr - 1], stride = p->rx[p->nr - 1];
@@ -76,35 +74,45 @@ ALWAYS_INLINE void FN(rows)(map m, const reduce_job *j, int64_t begin, int64_t e
         for (int64_t i = first, at = first % n; i < end_red; at = 0, walk_next(&red)) {
             int64_t length = n - at < end_red - i ? n - at : end_red - i;
             const T *from = x + red.offset + at * stride;
-            a = FN(joined)(m, a, FN(run)(m, from, length, stride, c ? c[o - begin] : 0, j->p));
+            const ACC constant = c ? c[o - begin] : 0;
+            a = FN(joined)(m, a, vectors && stride == 1 ? FN(run)(m, from, length, constant, j->p)
+                                                        : FN(run_any)(m, from, length, stride, constant, j->p));
             i += length;
         }
         acc[o - begin] = a;
     }
 }
 
-// width accumulators over `rows` rows that are `step` apart
-ALWAYS_INLINE void FN(strip)(map m, const T *RESTRICT x, int64_t rows, int64_t step, int64_t width, int64_t stride,
+// width accumulators over `rows` rows that are `step` apart: any map and stride
+static __attribute__((noinline)) void FN(strip_any)(map m, const T *x, int64_t rows, int64_t step, int64_t width,
+                                                    int64_t stride, const ACC *c, ACC *acc, double p) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < width; k++)
+            acc[k] = FN(joined)(m, acc[k], FN(mapped)(m, x[i * step + k * stride], c ? c[k] : 0, p));
+}
+
+// The same in vectors over contiguous columns.
+ALWAYS_INLINE void FN(strip)(map m, const T *RESTRICT x, int64_t rows, int64_t step, int64_t width,
                              const ACC *RESTRICT c, ACC *RESTRICT acc, double p) {
     int64_t i = 0;
-    for (; stride == 1 && i + 4 <= rows; i += 4) {
-        const T *a = x + i * step, *b = a + step, *d = b + step, *e = d + step;
+    for (; (m == SUM || m == SQUARE_DISTANCE) && i + 4 <= rows; i += 4) {
+        const T *RESTRICT a = x + i * step, *RESTRICT b = a + step, *RESTRICT d = b + step, *RESTRICT e = d + step;
 #pragma omp simd
         for (int64_t k = 0; k < width; k++) {
             ACC v = c ? c[k] : 0;
-            ACC s = FN(joined)(m, FN(mapped)(m, a[k], v, p), FN(mapped)(m, b[k], v, p));
-            ACC t = FN(joined)(m, FN(mapped)(m, d[k], v, p), FN(mapped)(m, e[k], v, p));
-            acc[k] = FN(joined)(m, acc[k], FN(joined)(m, s, t));
+            acc[k] += (FN(mapped)(m, a[k], v, p) + FN(mapped)(m, b[k], v, p)) +
+                      (FN(mapped)(m, d[k], v, p) + FN(mapped)(m, e[k], v, p));
         }
     }
     for (; i < rows; i++) {
-        const T *a = x + i * step;
+        const T *RESTRICT a = x + i * step;
+#pragma omp simd
         for (int64_t k = 0; k < width; k++)
-            acc[k] = FN(joined)(m, acc[k], FN(mapped)(m, a[k * stride], c ? c[k] : 0, p));
+            acc[k] = FN(joined)(m, acc[k], FN(mapped)(m, a[k], c ? c[k] : 0, p));
     }
 }
 
-ALWAYS_INLINE void FN(columns)(map m, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
+ALWAYS_INLINE void FN(columns)(map m, bool vectors, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
                                int64_t end_red, const ACC *c, ACC *acc) {
     const plan *p = &j->plan;
     const int64_t n_k = p->kshape[p->nk - 1], stride = p->kx[p->nk - 1];
@@ -121,33 +129,51 @@ ALWAYS_INLINE void FN(columns)(map m, const reduce_job *j, int64_t begin, int64_
         for (int64_t i = first, at = first % n_r; i < end_red; at = 0, walk_next(&red)) {
             int64_t rows = n_r - at < end_red - i ? n_r - at : end_red - i;
             const T *from = x + red.offset + at * step;
-            FN(strip)(m, from, rows, step, width, stride, constants, a, j->p);
+            if (vectors && stride == 1) FN(strip)(m, from, rows, step, width, constants, a, j->p);
+            else FN(strip_any)(m, from, rows, step, width, stride, constants, a, j->p);
             i += rows;
         }
         o += width;
     }
 }
 
-ALWAYS_INLINE void FN(chunk_of)(map m, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
+ALWAYS_INLINE void FN(chunk_of)(map m, bool vectors, const reduce_job *j, int64_t begin, int64_t end, int64_t first,
                                 int64_t end_red, const ACC *c, ACC *acc) {
-    if (j->plan.column) FN(columns)(m, j, begin, end, first, end_red, c, acc);
-    else FN(rows)(m, j, begin, end, first, end_red, c, acc);
+    if (j->plan.column) FN(columns)(m, vectors, j, begin, end, first, end_red, c, acc);
+    else FN(rows)(m, vectors, j, begin, end, first, end_red, c, acc);
 }
+
+// One function a map: the compiler is quicker on many small ones.
+#define CHUNK(name, m, vectors) \
+    static __attribute__((noinline)) void FN(name)(map any, const reduce_job *j, int64_t begin, int64_t end, \
+                                                   int64_t first, int64_t end_red, const ACC *c, ACC *acc) { \
+        (void)any; \
+        FN(chunk_of)(m, vectors, j, begin, end, first, end_red, c, acc); \
+    }
+CHUNK(chunk_sum, SUM, true)
+#if FLOATING
+CHUNK(chunk_square_distance, SQUARE_DISTANCE, true)
+CHUNK(chunk_square, SQUARE, true)
+CHUNK(chunk_largest, LARGEST, true)
+CHUNK(chunk_exp, EXP, true)
+CHUNK(chunk_any, any, false)
+#endif
+#undef CHUNK
 
 static void FN(chunk)(map m, const reduce_job *j, int64_t begin, int64_t end, int64_t first, int64_t end_red,
                       const ACC *c, ACC *acc) {
-    switch (m) {
-    case SUM: FN(chunk_of)(SUM, j, begin, end, first, end_red, NULL, acc); break;
 #if FLOATING
-    case SQUARE_DISTANCE: FN(chunk_of)(SQUARE_DISTANCE, j, begin, end, first, end_red, c, acc); break;
-    case SQUARE: FN(chunk_of)(SQUARE, j, begin, end, first, end_red, NULL, acc); break;
-    case LARGEST: FN(chunk_of)(LARGEST, j, begin, end, first, end_red, NULL, acc); break;
-    case EXP: FN(chunk_of)(EXP, j, begin, end, first, end_red, c, acc); break;
-    default: FN(chunk_of)(m, j, begin, end, first, end_red, NULL, acc);  // the rest share one form
-#else
-    default: (void)c;
-#endif
+    switch (m) {
+    case SUM: FN(chunk_sum)(m, j, begin, end, first, end_red, c, acc); break;
+    case SQUARE_DISTANCE: FN(chunk_square_distance)(m, j, begin, end, first, end_red, c, acc); break;
+    case SQUARE: FN(chunk_square)(m, j, begin, end, first, end_red, c, acc); break;
+    case LARGEST: FN(chunk_largest)(m, j, begin, end, first, end_red, c, acc); break;
+    case EXP: FN(chunk_exp)(m, j, begin, end, first, end_red, c, acc); break;
+    default: FN(chunk_any)(m, j, begin, end, first, end_red, c, acc); break;
     }
+#else
+    FN(chunk_sum)(m, j, begin, end, first, end_red, c, acc);
+#endif
 }
 
 // Writes outputs [begin, end). Integer sums are int64.
@@ -184,7 +210,7 @@ static void FN(part_piece)(void *context, int64_t piece) {
     int64_t block = piece / j->chunks, chunk = piece % j->chunks;
     int64_t begin = block * j->block, end = weft_piece_end(j->plan.n_out, j->block, block);
     FN(chunk)(j->stage ? j->second : j->first, j, begin, end, chunk * j->chunk,
-              weft_piece_end(j->plan.n_red, j->chunk, chunk), (const ACC *)j->constant + begin,
+              weft_piece_end(j->plan.n_red, j->chunk, chunk), j->stage ? (const ACC *)j->constant + begin : NULL,
               (ACC *)j->partial + chunk * j->plan.n_out + begin);
 }
 
