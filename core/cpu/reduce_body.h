@@ -91,6 +91,12 @@ static __attribute__((noinline)) void FN(strip_any)(map m, const T *x, int64_t r
             acc[k] = FN(joined)(m, acc[k], FN(mapped)(m, x[i * step + k * stride], c ? c[k] : 0, p));
 }
 
+static __attribute__((noinline)) void FN(strip_sum)(const T *RESTRICT x, int64_t rows, int64_t step, int64_t width,
+                                                    int64_t stride, ACC *RESTRICT acc) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < width; k++) acc[k] += (ACC)x[i * step + k * stride];
+}
+
 // The same in vectors over contiguous columns.
 ALWAYS_INLINE void FN(strip)(map m, const T *RESTRICT x, int64_t rows, int64_t step, int64_t width,
                              const ACC *RESTRICT c, ACC *RESTRICT acc, double p) {
@@ -130,6 +136,7 @@ ALWAYS_INLINE void FN(columns)(map m, bool vectors, const reduce_job *j, int64_t
             int64_t rows = n_r - at < end_red - i ? n_r - at : end_red - i;
             const T *from = x + red.offset + at * step;
             if (vectors && stride == 1) FN(strip)(m, from, rows, step, width, constants, a, j->p);
+            else if (m == SUM && vectors) FN(strip_sum)(from, rows, step, width, stride, a);
             else FN(strip_any)(m, from, rows, step, width, stride, constants, a, j->p);
             i += rows;
         }
