@@ -109,8 +109,8 @@ for _, op in ipairs(ops) do
       set[#set + 1] = ("    at.%s = %s;\n"):format(a.slot, a.name)
     end
   end
-  local ret, fail, finish
-  if op.visible == 1 then ret, fail, finish = "weft_tensor *", "NULL", true
+  local ret, fail
+  if op.visible == 1 then ret, fail = "weft_tensor *", "NULL"
   else
     ret, fail = "weft_status ", "code"
     if op.visible > 1 then params[#params + 1] = "weft_tensor **out" end

@@ -62,7 +62,6 @@ function A.wrap(p)
   if state.cpu.live > threshold then collect() end
   return t
 end
-local wrap = A.wrap
 
 function A.owned(t)
   return gc(t, release)

@@ -147,9 +147,8 @@ describe("the operator table", function()
               local size = 0
               for i, t in ipairs(inputs) do if mask[i] then size = size + t:numel() end end
               if case.grad ~= "no_grad" and size > 0 and size <= (case.gradcheck_limit or 600) then
-                local leaves = {}
                 local copies = walker.map(case.inputs, function(t) return t:clone() end)
-                leaves = walker.list(copies)
+                local leaves = walker.list(copies)
                 for i, t in ipairs(leaves) do if mask[i] then t:requires_grad_() end end
                 local ok, message = gradcheck(function()
                   return unpack(walker.call(row, copies, case.attrs, row.count))

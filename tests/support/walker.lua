@@ -83,7 +83,7 @@ end
 ---Calls the operator of a row with a case's inputs and returns a list of what comes back: outputs,
 ---or for an in-place row all its inputs afterwards (copies, so that a case can be used again).
 function M.call(op, inputs, attrs, count)
-  local args, n = {}, 0
+  local args, n = {}
   if op.kind == "inplace" then inputs = M.map(inputs, function(t) return t:clone() end) end
   if inputs.xs then
     n = (inputs.n or 0) + 1

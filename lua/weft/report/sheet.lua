@@ -6,7 +6,7 @@ local M = {}
 
 ---Writes sheet.png and captions.json below dir.
 ---@param samples table[]  { path, name, caption, generated }
-function M.write(run, dir, samples)
+function M.write(_, dir, samples)
   if not samples or #samples == 0 then return end
   local ok, message = files.make_dirs(dir)
   if not ok then error(message, 0) end

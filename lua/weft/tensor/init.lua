@@ -13,7 +13,7 @@ for name, fn in pairs(ops) do functions[name] = fn end
 for name, fn in pairs(methods) do functions[name] = fn end
 
 -- --- arithmetic with numbers
-local function number_or(name, with_number, both)
+local function number_or(_, with_number, both)
   return function(a, b)
     if type(b) == "number" then return (with_number(a, b, false)) end
     if type(a) == "number" then return (with_number(b, a, true)) end

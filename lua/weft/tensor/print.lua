@@ -1,7 +1,6 @@
 -- print.lua: a tensor as text: a header with its statistics, then its values, edges only when large.
 local ffi = require "ffi"
 local C = require("weft.core").lib
-local A = require "weft.args"
 
 local M = {}
 local EDGE = 3
