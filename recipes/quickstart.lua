@@ -5,7 +5,7 @@ local parts = require "vision_language"
 
 local config = weft.config {
   seed = 1,
-  encoder = { pretrained = "", width = 256, layers = 4, heads = 4, image = 112, patch = 14 },
+  encoder = { pretrained = "", width = 256, layers = 4, heads = 4, image = 112, patch = 14, init_range = 0.02 },
   lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" } },
   compress = { hidden = 256, width = 128, dropout = 0.1 },
   language = { width = 192, layers = 4, ff = 512, heads = 3, dropout = 0.0 },

@@ -7,7 +7,7 @@ local Stage1 = nn.Module "Stage1"
 local function encoder(c)
   if c.pretrained ~= "" then return (models.dinov2.from_pretrained(c.pretrained)) end
   return (models.dinov2.new { hidden_size = c.width, num_hidden_layers = c.layers, num_attention_heads = c.heads,
-    image_size = c.image, patch_size = c.patch })
+    image_size = c.image, patch_size = c.patch, initializer_range = c.init_range })
 end
 
 function Stage1:init(c, data)
