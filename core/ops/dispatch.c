@@ -225,6 +225,24 @@ done:
     return code;
 }
 
+// A node tells 64 inputs apart: more are joined in groups, and the groups after that.
+static weft_status cat_many(const weft_tensor *const *in, int n_in, const weft_attrs *at, weft_tensor **out) {
+    enum { GROUP = 64 };
+    const int n = (n_in + GROUP - 1) / GROUP;
+    weft_tensor **parts = weft_pool_alloc(n * (int64_t)sizeof *parts);
+    weft_status code = parts ? WEFT_OK : WEFT_ENOMEM;
+    int made = 0;
+    while (code == WEFT_OK && made < n) {
+        int from = made * GROUP;
+        code = weft_dispatch(OP_cat, in + from, n_in - from < GROUP ? n_in - from : GROUP, at, &parts[made]);
+        if (code == WEFT_OK) made++;
+    }
+    if (code == WEFT_OK) code = weft_dispatch(OP_cat, (const weft_tensor *const *)parts, n, at, out);
+    for (int i = 0; i < made; i++) weft_free(parts[i]);
+    weft_pool_free(parts, n * (int64_t)sizeof *parts);
+    return code;
+}
+
 static weft_status dispatch(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
                             weft_tensor **out, bool all) {
     static bool ready;
@@ -243,6 +261,10 @@ static weft_status dispatch(weft_op op, const weft_tensor *const *in, int n_in, 
     if (op == OP_contiguous && in[0] && weft_view_contiguous(&in[0]->v)) {
         *out = weft_alias(in[0]);
         return *out ? WEFT_OK : WEFT_ENOMEM;
+    }
+    if (op == OP_cat && n_in > 64 && weft_the_state.grad_enabled && weft_any_needs_grad(in, n_in)) {
+        weft_status code = cat_many(in, n_in, at, out);
+        if (code != WEFT_EINVAL) return code;  // else the refusal is worded for the whole list
     }
     return call_kernel(op, in, n_in, at, out, all);
 }
@@ -296,8 +318,7 @@ static weft_status write_runs(weft_op op, const weft_view *in, const weft_view *
 
 static weft_status expanded(const weft_view *src, const weft_view *dst, weft_view *out) {
     weft_view joint = *dst;
-    TRY(weft_broadcast_shapes(&joint, dst, src));
-    bool same = joint.ndim == dst->ndim;
+    bool same = weft_broadcast_shapes(&joint, dst, src) == WEFT_OK && joint.ndim == dst->ndim;
     for (int d = 0; same && d < dst->ndim; d++) same = joint.shape[d] == dst->shape[d];
     if (!same) {
         char a[160], b[160];
@@ -314,6 +335,14 @@ static weft_status expanded(const weft_view *src, const weft_view *dst, weft_vie
     return WEFT_OK;
 }
 
+// Whether each element of one is the same element of the other: reading and writing don't clash then.
+static bool same_place(const weft_view *a, const weft_view *b) {
+    if (a->data != b->data || a->dtype != b->dtype || a->ndim != b->ndim) return false;
+    for (int d = 0; d < a->ndim; d++)
+        if (a->shape[d] != b->shape[d] || (a->shape[d] > 1 && a->stride[d] != b->stride[d])) return false;
+    return true;
+}
+
 weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
     weft_view source;
     TRY(may_write(dst, src, "copy_"));
@@ -326,7 +355,7 @@ weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
     weft_attrs at = {0};
     at.AT(cast, dtype) = dst->v.dtype;
     // a source in the same storage may overlap: read it all first
-    if (H(dst)->storage == H(src)->storage && dst->v.data != src->v.data) {
+    if (H(dst)->storage == H(src)->storage && !same_place(&dst->v, &src->v)) {
         weft_tensor *copy = weft_empty(src->v.shape, src->v.ndim, src->v.dtype, src->v.device);
         if (!copy) return WEFT_ENOMEM;
         code = write_runs(OP_cast, &src->v, &copy->v, &(weft_attrs){ .AT(cast, dtype) = src->v.dtype });
@@ -369,7 +398,7 @@ static weft_status write_elementwise(weft_op op, weft_tensor *a, const weft_tens
     H(a)->storage->version++;
     if (a->v.numel == 0) return WEFT_OK;
     bool was = weft_set_grad_enabled(false);
-    if (weft_view_contiguous(&a->v) && !(b && H(a)->storage == H(b)->storage && a->v.data != b->v.data)) {
+    if (weft_view_contiguous(&a->v) && !(b && H(a)->storage == H(b)->storage && !same_place(&a->v, &b->v))) {
         const weft_view *ins[2] = { &a->v, b ? &b->v : NULL };
         weft_view *outs[1] = { &a->v };
         code = run_kernel(op, ins, n_in, outs, 1, at, a->v.device);

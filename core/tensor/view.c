@@ -164,20 +164,24 @@ weft_tensor *weft_arange(double start, double stop, double step, int dtype, int 
         return NULL;
     }
     double count = ceil((stop - start) / step);
+    if (count > 0x1p46) {
+        weft_fail(WEFT_EINVAL, "arange: more than 2^46 elements from %g to %g by %g", start, stop, step);
+        return NULL;
+    }
     int64_t n = count > 0 ? (int64_t)count : 0;
     weft_tensor *t = weft_empty(&n, 1, dtype, device);
     if (!t || device == WEFT_META) return t;
-    for (int64_t i = 0; i < n; i++) {
-        double value = start + (double)i * step;
-        weft_tensor *at = weft_strided(t, NULL, NULL, 0, i);
-        weft_status code = at ? weft_write(at, &value, 1) : WEFT_ENOMEM;
-        weft_free(at);
-        if (code != WEFT_OK) {
-            weft_free(t);
-            return NULL;
-        }
+    // in float64 first (or for good), so that rounding is that of every conversion
+    weft_tensor *exact = dtype == WEFT_FLOAT64 ? t : weft_empty(&n, 1, WEFT_FLOAT64, device);
+    weft_status code = exact ? WEFT_OK : WEFT_ENOMEM;
+    for (int64_t i = 0; exact && i < n; i++) ((double *)exact->v.data)[i] = start + (double)i * step;
+    if (exact && exact != t) {
+        code = weft_copy_(t, exact);
+        weft_free(exact);
     }
-    return t;
+    if (code == WEFT_OK) return t;
+    weft_free(t);
+    return NULL;
 }
 
 // --- numbers in and out

@@ -77,6 +77,7 @@ end
 
 ---start, start + step, ... below stop: weft.arange(0, 10, 2, { dtype = "int64" }).
 function M.arange(start, stop, step, options)
+  if type(stop) == "table" then stop, options = nil, stop end
   if type(step) == "table" then step, options = nil, step end
   if stop == nil then start, stop = 0, start end
   local o = A.options(options, { dtype = "float32", device = "cpu" }, "arange")
