@@ -103,6 +103,7 @@ typedef struct weft_result { weft_view view; weft_storage *storage; } weft_resul
 typedef struct weft_edge { weft_node *node; int32_t out_index; } weft_edge;
 // slot: input i, or n_in + j for output j; for custom nodes the position in what the caller saved.
 typedef struct weft_saved { weft_storage *storage; weft_view view; uint32_t version; int32_t slot; } weft_saved;
+// id 0: removed while a backward ran, which may stand at it; freed once none does.
 typedef struct weft_hook { struct weft_hook *next; int64_t id; int32_t out_index; } weft_hook;
 #define NODE_LEAF (-1)
 #define NODE_CUSTOM (-2)
@@ -112,14 +113,14 @@ struct weft_node {
     int32_t op, n_in, n_out, n_saved;
     uint64_t needs;
     bool released;
-    int32_t retain;               // output whose gradient is kept in grad; -1: none
-    weft_tensor *grad;            // of a leaf, or retained: what the user sees
+    uint64_t retain;              // bit j: output j's gradient is kept in grad[j]
     weft_hook *hooks;
     weft_attrs *at;
     weft_edge *edges;             // [n_in]
     weft_view *in_view;           // [n_in] shape and dtype
     weft_view *out_view;          // [n_out]
     weft_tensor **pending;        // [n_out] gradients that arrived in the running backward
+    weft_tensor **grad;           // [n_out] of a leaf, or retained: what the user sees
     weft_saved *saved;            // [n_saved]
     int64_t nbytes;               // of this node's block
 };
@@ -131,6 +132,8 @@ void weft_node_drop_saved(weft_node *n);
 weft_status weft_record(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
                         const weft_result *results, weft_tensor *const *handles, int n_out);
 bool weft_any_needs_grad(const weft_tensor *const *in, int n_in);
+void weft_node_sweep_hooks(weft_node *n);  // frees those that were removed
+extern int64_t weft_runs;              // backward passes under way
 
 // --- pools and system memory, all counted, all made to fail by weft_fail_allocation
 void *weft_pool_alloc(int64_t nbytes);           // small blocks: nodes, lists

@@ -16,6 +16,7 @@ struct weft_run {
 };
 
 static int64_t visits;
+int64_t weft_runs;
 
 static weft_status push(weft_run *r, weft_node *n) {
     if (r->n == r->capacity) {
@@ -68,6 +69,7 @@ weft_run *weft_run_new(weft_tensor *const *roots, weft_tensor *const *grads, int
     weft_run *r = weft_pool_alloc(sizeof *r);
     if (!r) return NULL;
     memset(r, 0, sizeof *r);
+    weft_runs++;
     r->retain = retain;
     int64_t visit = ++visits;
     bool was = weft_set_grad_enabled(false);
@@ -131,12 +133,14 @@ static void drop_given(weft_run *r) {
 void weft_run_free(weft_run *r) {
     if (!r) return;
     drop_given(r);
+    weft_runs--;
     for (int64_t i = 0; i < r->n; i++) {
         weft_node *n = r->nodes[i];
         for (int j = 0; j < n->n_out; j++) {
             weft_free(n->pending[j]);
             n->pending[j] = NULL;
         }
+        if (weft_runs == 0 && n->hooks) weft_node_sweep_hooks(n);
         weft_node_release(n);
     }
     weft_pool_free(r->nodes, r->capacity * (int64_t)sizeof *r->nodes);
@@ -158,13 +162,17 @@ static weft_status check_saved(const weft_node *n) {
 
 // dx[i] of node n goes to whoever made input i.
 static weft_status deliver(weft_node *n, int i, weft_tensor *dx) {
-    if (!same_shape(&dx->v, &n->in_view[i])) {
+    const weft_view *x = &n->in_view[i];
+    if (!same_shape(&dx->v, x) || dx->v.dtype != x->dtype || dx->v.device != x->device) {
         char got[160], want[160];
-        weft_describe(got, sizeof got, &dx->v);
-        weft_describe(want, sizeof want, &n->in_view[i]);
+        const weft_view y = dx->v;
+        weft_describe(got, sizeof got, &y);
+        weft_describe(want, sizeof want, x);
         weft_free(dx);
-        return weft_fail(WEFT_EAUTOGRAD, "backward: %s gave a gradient %s for input %d of shape %s",
-                         n->op >= 0 ? weft_ops[n->op].name : "a custom function", got, i + 1, want);
+        return weft_fail(WEFT_EAUTOGRAD, "backward: %s gave a gradient %s %s on %s for input %d, which is %s %s on %s",
+                         n->op >= 0 ? weft_ops[n->op].name : "a custom function",
+                         got, weft_dtype_name(y.dtype), weft_device_name(y.device), i + 1,
+                         want, weft_dtype_name(x->dtype), weft_device_name(x->device));
     }
     return accumulate(&n->edges[i].node->pending[n->edges[i].out_index], dx);
 }
@@ -199,8 +207,8 @@ static weft_status finish_leaf(weft_node *n) {
     weft_tensor *g = n->pending[0];
     n->pending[0] = NULL;
     if (!g) return WEFT_OK;
-    if (n->grad) {
-        weft_status code = weft_inplace("add", n->grad, g);
+    if (n->grad[0]) {
+        weft_status code = weft_inplace("add", n->grad[0], g);
         weft_free(g);
         return code;
     }
@@ -215,7 +223,7 @@ static weft_status finish_leaf(weft_node *n) {
         weft_keep(copy);
         g = copy;
     }
-    n->grad = g;
+    n->grad[0] = g;
     return WEFT_OK;
 }
 
@@ -226,12 +234,13 @@ static bool any_pending(const weft_node *n) {
 }
 
 static weft_status finish_node(weft_run *r, weft_node *n) {
-    if (n->retain >= 0 && n->pending[n->retain] && n->op != NODE_LEAF) {
-        weft_tensor *g = weft_detach(n->pending[n->retain]);
+    for (int j = 0; n->retain >> j && n->op != NODE_LEAF; j++) {
+        if (!(n->retain >> j & 1) || !n->pending[j]) continue;
+        weft_tensor *g = weft_detach(n->pending[j]);
         if (!g) return WEFT_ENOMEM;
         weft_keep(g);
-        weft_free(n->grad);
-        n->grad = g;
+        weft_free(n->grad[j]);
+        n->grad[j] = g;
     }
     for (int j = 0; j < n->n_out; j++) {
         weft_free(n->pending[j]);
@@ -313,7 +322,7 @@ static weft_status advance(weft_run *r, int *state) {
         if (!any_pending(n)) continue;
         if (!r->hooks_done) {
             if (!r->hook) r->hook = n->hooks;
-            while (r->hook && !n->pending[r->hook->out_index]) r->hook = r->hook->next;
+            while (r->hook && !(r->hook->id && n->pending[r->hook->out_index])) r->hook = r->hook->next;
             if (r->hook) {
                 *state = WEFT_HOOK;
                 return WEFT_OK;

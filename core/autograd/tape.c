@@ -16,6 +16,7 @@ weft_node *weft_node_new(int op, int n_in, int n_out, int n_saved) {
     int64_t in_view = at; at += n_in * (int64_t)sizeof(weft_view);
     int64_t out_view = at; at += n_out * (int64_t)sizeof(weft_view);
     int64_t pending = at; at += n_out * (int64_t)sizeof(weft_tensor *);
+    int64_t grad = at; at += n_out * (int64_t)sizeof(weft_tensor *);
     int64_t saved = at; at += n_saved * (int64_t)sizeof(weft_saved);
     char *block = weft_pool_alloc(at);
     if (!block) return NULL;
@@ -27,14 +28,15 @@ weft_node *weft_node_new(int op, int n_in, int n_out, int n_saved) {
     n->n_in = n_in;
     n->n_out = n_out;
     n->n_saved = 0;
-    n->retain = -1;
     n->at = op >= 0 ? (weft_attrs *)(void *)(block + attrs) : NULL;
     n->edges = (weft_edge *)(void *)(block + edges);
     n->in_view = (weft_view *)(void *)(block + in_view);
     n->out_view = (weft_view *)(void *)(block + out_view);
     n->pending = (weft_tensor **)(void *)(block + pending);
+    n->grad = (weft_tensor **)(void *)(block + grad);
     n->saved = (weft_saved *)(void *)(block + saved);
     memset(n->pending, 0, (size_t)n_out * sizeof *n->pending);
+    memset(n->grad, 0, (size_t)n_out * sizeof *n->grad);
     memset(n->edges, 0, (size_t)n_in * sizeof *n->edges);
     n->nbytes = at;
     weft_the_state.nodes++;
@@ -81,12 +83,14 @@ void weft_node_release(weft_node *n) {
                 dead = to;
             }
         }
-        for (int j = 0; j < n->n_out; j++) weft_free(n->pending[j]);
-        weft_free(n->grad);
+        for (int j = 0; j < n->n_out; j++) {
+            weft_free(n->pending[j]);
+            weft_free(n->grad[j]);
+        }
         while (n->hooks) {
             weft_hook *hook = n->hooks;
             n->hooks = hook->next;
-            note_released(hook->id);
+            if (hook->id) note_released(hook->id);
             weft_pool_free(hook, sizeof *hook);
         }
         if (n->op == NODE_CUSTOM) note_released(n->custom_id);
@@ -176,7 +180,8 @@ weft_status weft_custom_node(int64_t id, weft_tensor *const *inputs, int n_in,
         note_released(id);
         return WEFT_OK;
     }
-    if (n_in > 64) return weft_fail(WEFT_EINVAL, "custom function: at most 64 inputs, got %d", n_in);
+    if (n_in > 64 || n_out > 64)
+        return weft_fail(WEFT_EINVAL, "custom function: at most 64 inputs and 64 outputs, got %d and %d", n_in, n_out);
     for (int j = 0; j < n_out; j++)
         if (outputs[j]->requires_grad)
             return weft_fail(WEFT_EAUTOGRAD, "custom function: output %d already has history; "
@@ -226,14 +231,13 @@ bool weft_set_grad_enabled(bool on) {
 
 weft_tensor *weft_grad(const weft_tensor *t) {
     const weft_node *n = H(t)->node;
-    if (!n || !n->grad || (n->op != NODE_LEAF && n->retain != H(t)->out_index)) return NULL;
-    return weft_alias(n->grad);
+    return n && n->grad[H(t)->out_index] ? weft_alias(n->grad[H(t)->out_index]) : NULL;
 }
 
 weft_status weft_set_grad(weft_tensor *t, const weft_tensor *grad) {
     weft_node *n = H(t)->node;
-    if (!grad && (!n || !n->grad)) return WEFT_OK;
-    if (!n || n->op != NODE_LEAF) return weft_fail(WEFT_EAUTOGRAD, "grad can be set on a leaf that requires a gradient");
+    if (!grad && !n) return WEFT_OK;
+    if (!n || (grad && n->op != NODE_LEAF)) return weft_fail(WEFT_EAUTOGRAD, "grad can be set on a leaf that requires a gradient");
     weft_tensor *g = NULL;
     if (grad) {
         if (grad->v.ndim != t->v.ndim || grad->v.dtype != t->v.dtype || grad->v.numel != t->v.numel ||
@@ -243,14 +247,14 @@ weft_status weft_set_grad(weft_tensor *t, const weft_tensor *grad) {
         if (!g) return WEFT_ENOMEM;
         weft_keep(g);
     }
-    weft_free(n->grad);
-    n->grad = g;
+    weft_free(n->grad[H(t)->out_index]);
+    n->grad[H(t)->out_index] = g;
     return WEFT_OK;
 }
 
 weft_status weft_retain_grad(weft_tensor *t) {
     if (!t->requires_grad) return weft_fail(WEFT_EAUTOGRAD, "retain_grad: the tensor does not require a gradient");
-    if (H(t)->node->op != NODE_LEAF) H(t)->node->retain = H(t)->out_index;
+    if (H(t)->node->op != NODE_LEAF) H(t)->node->retain |= (uint64_t)1 << H(t)->out_index;
     return WEFT_OK;
 }
 
@@ -271,13 +275,24 @@ weft_status weft_add_hook(weft_tensor *t, int64_t id) {
     return WEFT_OK;
 }
 
+void weft_node_sweep_hooks(weft_node *n) {
+    for (weft_hook **at = &n->hooks; *at;) {
+        weft_hook *hook = *at;
+        if (hook->id) {
+            at = &hook->next;
+            continue;
+        }
+        *at = hook->next;
+        weft_pool_free(hook, sizeof *hook);
+    }
+}
+
 weft_status weft_remove_hook(weft_tensor *t, int64_t id) {
     weft_node *n = H(t)->node;
     for (weft_hook **at = n ? &n->hooks : NULL; at && *at; at = &(*at)->next) {
         if ((*at)->id != id) continue;
-        weft_hook *hook = *at;
-        *at = hook->next;
-        weft_pool_free(hook, sizeof *hook);
+        (*at)->id = 0;
+        if (weft_runs == 0) weft_node_sweep_hooks(n);
         return WEFT_OK;
     }
     return weft_fail(WEFT_EAUTOGRAD, "this hook is not on this tensor");

@@ -60,7 +60,7 @@ weft_tensor *weft_handle_new(const weft_view *v, weft_storage *storage) {
 }
 
 void weft_free(weft_tensor *t) {
-    if (!t) return;
+    if (!t || !H(t)->storage) return;  // freed before: nothing to do
     weft_handle *h = H(t);
     unlink_from(h);
     weft_storage *storage = h->storage;

@@ -2,6 +2,7 @@
 -- line outside weft: the user's.
 local ffi = require "ffi"
 local core = require "weft.core"
+local forget = require("weft.autograd.functions").forget
 local C, state = core.lib, core.state
 
 local A = {}
@@ -49,6 +50,7 @@ A.release = release
 local FLOOR = 256 * 2 ^ 20
 local threshold = FLOOR
 local function collect()
+  forget()
   collectgarbage()
   local live = tonumber(state.cpu.live)
   threshold = math.max(FLOOR, 2 * live)
@@ -72,9 +74,10 @@ function A.fail()
   error(ffi.string(C.weft_error()), user_level())
 end
 
----Frees what nobody holds any more: twice, since a finalizer runs after the collection that found it.
+---Frees what nobody holds any more: twice, since finalizers of the first collection let go of more.
 function A.make_room()
   collectgarbage()
+  forget()
   collectgarbage()
   C.weft_empty_cache(C.WEFT_CPU)
 end

@@ -1,6 +1,8 @@
 -- scope.lua: handles made inside a scope are released at its end, but for those that it returns.
 local C = require("weft.core").lib
 local A = require "weft.args"
+local bounded = require "weft.bounded"
+local forget = require("weft.autograd.functions").forget
 local state = require("weft.core").state
 
 local M = {}
@@ -23,6 +25,7 @@ local function finish(id, ok, ...)
     for i = 1, select("#", ...) do escape((select(i, ...)), seen) end
   end
   C.weft_scope_end(id)
+  forget()
   if not ok then error((...), 0) end
   return ...
 end
@@ -36,8 +39,7 @@ end
 function M.scope(fn, ...)
   local id = C.weft_scope_begin()
   if id == 0 then A.fail() end
-  -- a coroutine of its own turns a yield inside into an error instead of a scope left open
-  return finish(id, pcall(fn, ...))
+  return finish(id, bounded.call("weft.scope", fn, ...))
 end
 
 return M

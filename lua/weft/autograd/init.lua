@@ -2,23 +2,13 @@
 local ffi = require "ffi"
 local C = require("weft.core").lib
 local A = require "weft.args"
+local bounded = require "weft.bounded"
+local registry = require "weft.autograd.functions"
 local random = require "weft.random"
 local tensors = require "weft.tensor"
 
 local M = {}
-local functions = {}  -- custom nodes and hooks by id
-local last_id = 0
-
-local function new_id(fn)
-  -- forget what died since
-  repeat
-    local id = tonumber(C.weft_next_released())
-    functions[id] = nil
-  until id == 0
-  last_id = last_id + 1
-  functions[last_id] = fn
-  return last_id
-end
+local functions, new_id, forget = registry.by_id, registry.new_id, registry.forget
 
 local function restore(was, ok, ...)
   C.weft_set_grad_enabled(was)
@@ -28,11 +18,11 @@ end
 
 ---Runs fn(...) without recording.
 function M.no_grad(fn, ...)
-  return restore(C.weft_set_grad_enabled(false), pcall(fn, ...))
+  return restore(C.weft_set_grad_enabled(false), bounded.call("weft.no_grad", fn, ...))
 end
 ---Runs fn(...) recording, also inside no_grad.
 function M.enable_grad(fn, ...)
-  return restore(C.weft_set_grad_enabled(true), pcall(fn, ...))
+  return restore(C.weft_set_grad_enabled(true), bounded.call("weft.enable_grad", fn, ...))
 end
 function M.grad_enabled() return require("weft.core").state.grad_enabled end
 
@@ -50,7 +40,10 @@ local function run_node(run)
   for i = 1, node.n_saved do saved[i] = optional(C.weft_run_saved(run, i - 1)) end
   local needs, mask = {}, C.weft_run_node_needs(run)
   for i = 1, node.n_in do needs[i] = bit.band(bit.rshift(mask, i - 1), 1ULL) == 1ULL end
-  local dx = { node.backward({ saved = saved, needs = needs, n_outputs = C.weft_run_node_outputs(run) }, unpack(grads, 1, C.weft_run_node_outputs(run))) }
+  local dx, count = node.backward({ saved = saved, needs = needs }, unpack(grads, 1, C.weft_run_node_outputs(run)))
+  if count > node.n_in then
+    A.raise("custom function: backward returned %d gradients for %d tensor inputs", count, node.n_in)
+  end
   for i = 1, node.n_in do
     if dx[i] ~= nil then
       if not needs[i] then dx[i] = nil
@@ -61,16 +54,27 @@ end
 
 local function run_hook(run)
   local grad = optional(C.weft_run_grad(run, 0))
+  if grad ~= nil then grad:keep() end  -- a hook may hold on to it
   local replaced = functions[tonumber(C.weft_run_id(run))](grad)
   if replaced ~= nil and C.weft_run_give(run, 0, A.tensor(replaced, "hook", "result")) ~= 0 then A.fail() end
 end
 
-local function drive(run)
+-- Lua's nodes and hooks run off the tape, each in a scope of its own: what one makes is gone before
+-- the next needs memory.
+local function drive(run, retain)
   while true do
     local pause = C.weft_run_step(run)
     if pause == C.WEFT_DONE then return end
     if pause == C.WEFT_FAILED then A.fail() end
-    if pause == C.WEFT_NODE then run_node(run) else run_hook(run) end
+    local id, scope = tonumber(C.weft_run_id(run)), C.weft_scope_begin()
+    if scope == 0 then A.fail() end
+    if pause == C.WEFT_NODE then
+      run_node(run)
+      if not retain then functions[id] = nil end  -- the core refuses a second pass
+    else
+      run_hook(run)
+    end
+    C.weft_scope_end(scope)
   end
 end
 
@@ -84,10 +88,13 @@ function M.backward(t, options)
   if o.gradient then grads[0] = A.tensor(o.gradient, "backward", "gradient") end
   local run = C.weft_run_new(roots, grads, 1, o.retain_graph)
   if run == nil then A.fail() end
-  local id = C.weft_scope_begin()
-  local ok, message = pcall(drive, run)
+  local id = C.weft_scope_begin()  -- ended below, with all that an error left open inside
+  local was = C.weft_set_grad_enabled(false)
+  local ok, message = bounded.call("backward", drive, run, o.retain_graph)
+  C.weft_set_grad_enabled(was)
   C.weft_run_free(run)
   C.weft_scope_end(id)
+  forget()
   if not ok then error(message, 0) end
 end
 
@@ -97,7 +104,7 @@ function M.register_hook(t, fn)
   local id = new_id(fn)
   A.check(C.weft_add_hook(A.tensor(t, "register_hook", "t"), id))
   return function()
-    if functions[id] then A.check(C.weft_remove_hook(A.tensor(t, "remove", "t"), id)) end
+    if functions[id] and t.gen == t.p.gen then A.check(C.weft_remove_hook(t.p, id)) end
     functions[id] = nil
   end
 end
@@ -117,9 +124,10 @@ function M.custom(spec)
     end
     local ctx = { saved = {} }
     local out = { M.no_grad(spec.forward, ctx, ...) }
-    local function pointers(list)
+    if #out == 0 then A.raise("custom function: forward must return a tensor, got %s", A.typename(out[1])) end
+    local function pointers(list, what)
       local p = ffi.new("weft_tensor *[?]", math.max(#list, 1))
-      for i, t in ipairs(list) do p[i - 1] = A.tensor(t, "custom", "tensor " .. i) end
+      for i, t in ipairs(list) do p[i - 1] = A.tensor(t, "custom function", what .. " " .. i) end
       return p
     end
     for i, y in ipairs(out) do
@@ -132,11 +140,13 @@ function M.custom(spec)
     local node = { n_in = #inputs, n_saved = #saved }
     function node.backward(more, ...)
       for k, v in pairs(more) do ctx[k] = v end
-      local results = { spec.backward(ctx, ...) }
+      local function count(...) return { ... }, select("#", ...) end
+      local results, n = count(spec.backward(ctx, ...))
       ctx.saved = nil
-      return unpack(results, 1, #inputs)
+      return results, n
     end
-    A.check(C.weft_custom_node(new_id(node), pointers(inputs), #inputs, pointers(out), #out, pointers(saved), #saved))
+    A.check(C.weft_custom_node(new_id(node), pointers(inputs, "input"), #inputs,
+      pointers(out, "output"), #out, pointers(saved, "saved tensor"), #saved))
     return unpack(out)
   end
 end
@@ -166,8 +176,6 @@ function M.checkpoint(fn, ...)
       return y
     end,
     backward = function(ctx, dy)
-      local after = random.snapshot()
-      random.restore(before)
       local again = {}
       for i = 1, count do again[i] = arguments[i] end
       local leaves = {}
@@ -176,9 +184,13 @@ function M.checkpoint(fn, ...)
         if inputs[k].requires_grad then leaf:requires_grad_() end
         again[place], leaves[k] = leaf, leaf
       end
-      local y = M.enable_grad(fn, unpack(again, 1, count))
-      M.enable_grad(M.backward, y, { gradient = dy })
+      local after = random.snapshot()
+      random.restore(before)
+      local ok, y = pcall(M.enable_grad, fn, unpack(again, 1, count))
       random.restore(after)
+      if not ok then error(y, 0) end
+      if not y.requires_grad then return end
+      M.backward(y, { gradient = dy })
       local grads = { nil }
       for k in ipairs(places) do grads[k + 1] = leaves[k].requires_grad and leaves[k].grad or nil end
       return unpack(grads, 1, #places + 1)
