@@ -13,12 +13,24 @@ function M.recipe(spec)
   return o
 end
 
+-- The recipes that came with weft are found from anywhere, by the path that they have in a checkout.
+local function shipped(path)
+  local f = io.open(path)
+  if f then
+    f:close()
+    return path
+  end
+  local name = path:match "^recipes/([%w_]+)%.lua$"
+  return name and package.searchpath("weft.recipes." .. name, package.path) or path
+end
+
 ---Reads a recipe file, its config changed by overrides such as "lora.rank=8".
 ---@param path string
 ---@param overrides? string[]
 ---@param values? table  a run's recorded values, in place of the recipe's defaults
 ---@return table recipe
 function M.load_recipe(path, overrides, values)
+  path = shipped(path)
   local chunk, message = loadfile(path)
   if not chunk then A.raise("recipe: %s", message) end
   -- a recipe may require what lies beside it
