@@ -100,10 +100,12 @@ weft_status weft_scope_end(int64_t id) {
     return WEFT_OK;
 }
 
+// Only what the innermost scope made leaves it: an outer scope's tensor that merely passes through
+// stays where it is.
 weft_status weft_scope_escape(weft_tensor *t) {
     weft_handle *h = H(t);
-    if (!h->scope) return WEFT_OK;
-    int level = level_of(h->scope);
+    int level = h->scope ? level_of(h->scope) : -1;
+    if (level < 0 || level != depth - 1) return WEFT_OK;
     unlink_from(h);
     if (level > 0) link_to(h, level - 1);
     return WEFT_OK;
