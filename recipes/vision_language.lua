@@ -11,6 +11,9 @@ local function encoder(c)
 end
 
 function Stage1:init(c, data)
+  if data.size % c.encoder.patch ~= 0 then
+    error(("data.size %d is no multiple of the encoder's patch %d"):format(data.size, c.encoder.patch), 0)
+  end
   local patches = (data.size / c.encoder.patch) ^ 2
   self.weights, self.label = c.weights, "Stage1"
   self.vision = peft.lora(encoder(c.encoder), c.lora)

@@ -18,12 +18,13 @@ local Tensor = ffi.typeof "weft_ref"
 A.Tensor = Tensor
 A.outs = ffi.new "weft_tensor *[8]"
 
--- Level of the nearest function outside weft's own files, as error() in our caller counts it.
+-- Level of the nearest function outside weft's own files, as error() in our caller counts it; 0, for a
+-- message without a place, when only weft's own files run (the command).
 local function user_level()
   local level = 3
   while true do
     local info = debug.getinfo(level, "S")
-    if not info then return 2 end
+    if not info then return 0 end
     local source = info.source
     if info.what ~= "C" and source:sub(1, #here) ~= here and source:sub(-#wrappers) ~= wrappers then
       return level - 1

@@ -63,6 +63,10 @@ end
 function M.start(recipe, options) return (require("weft.train.run").start(recipe, options)) end
 
 ---A run that exists, as it was at its last checkpoint that verifies.
-function M.open(dir, options) return (require("weft.train.run").open(dir, options)) end
+---nil and a message when the folder holds none.
+function M.open(dir, options)
+  local run, message = require("weft.train.run").open(dir, options)
+  return run, message
+end
 
 return M

@@ -83,7 +83,11 @@ function Run.start(recipe, options)
   local dir = options.dir or new_dir(recipe, options)
   local ok, message = files.make_dirs(dir)
   if not ok then error("can't make the run's folder: " .. message, 0) end
-  local self = build(recipe, dir, options)
+  local built, self = pcall(build, recipe, dir, options)
+  if not built then
+    files.remove_dir(dir)  -- nothing was written there yet
+    error(self, 0)
+  end
   self.log = Log.new(dir, options)
   write_json(dir .. "/config.json", { recipe = recipe.name, path = recipe.path, hash = recipe.hash, config = config_of.values(recipe.config) })
   assert(files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n"))
