@@ -15,7 +15,7 @@ M.OK, M.ERROR, M.USAGE, M.STOPPED = 0, 1, 2, 75
 
 -- In the order in which help lists them; those whose module is not installed are left out.
 local order = { "train", "ablate", "eval", "caption", "features", "inspect", "export", "report",
-  "repl", "doctor", "help" }
+  "run", "repl", "doctor", "help" }
 
 local function installed(verb)
   return package.searchpath("weft.cli." .. verb, package.path) ~= nil
