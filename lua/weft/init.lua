@@ -43,8 +43,7 @@ function M.threads(n)
   return core.lib.weft_threads()
 end
 
-local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train",
-  show = "weft.show", trace = "weft.trace" }
+local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train" }
 
 return setmetatable(M, {
   __index = function(t, key)

@@ -1,12 +1,13 @@
--- help.lua: weft help [NAME]: the overview, a verb's page, or an operator's signature.
+-- help.lua: weft help [NAME]: the overview, a verb's page, or what is known of a name (weft.help).
 local words = require "weft.cli.words"
 
 local M = {
-  summary = "this overview, an operator or a verb",
+  summary = "this overview, a verb, an operator or a function",
   usage = "[NAME]",
-  about = "Without a name, lists the verbs. A name is a verb or an operator; parts of names list what\n"
-    .. "matches. Positions and dims count from 1 (negative from the end); [x] may be left out.",
-  examples = { "weft help layer_norm", "weft help inspect" },
+  about = "Without a name, lists the verbs. A name is a verb, an operator, or a function or class such as\n"
+    .. "peft.lora; parts of operators' names list what matches. Positions and dims count from 1 (negative\n"
+    .. "from the end); [x] may be left out.",
+  examples = { "weft help layer_norm", "weft help peft.lora", "weft help inspect" },
 }
 
 ---What is known of an operator, as text; nil and a message with the nearest names when there is none.
@@ -45,7 +46,7 @@ function M.run(args)
     io.write(cli.help(name, verb))
     return
   end
-  local text, problem = M.operator(name)
+  local text, problem = require("weft.help").text(name)
   if not text then error(problem, 0) end
   io.write(text)
 end

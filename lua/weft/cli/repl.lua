@@ -4,7 +4,7 @@ local M = {
   summary = "the prompt: evaluates and prints; Ctrl-C stops a line",
   usage = "[--plain]",
   about = "The value of an expression is printed; ; at the end silences it; _ is the last value.\n"
-    .. "?NAME explains an operator. An unfinished line goes on in the next. Tab completes names.\n"
+    .. "?NAME explains an operator or a function. An unfinished line goes on in the next. Tab completes names.\n"
     .. "From a pipe, lines are run without banner or prompt; the exit code is 1 if one failed.",
   options = { { "plain", "read lines without editing them" } },
   examples = { "weft", "echo 'weft.ones{2, 3}:sum()' | weft repl" },
@@ -51,10 +51,10 @@ end
 function Session:explain(name)
   name = name:match "^%s*(.-)%s*$":gsub("^weft%.", "")
   if name == "" then
-    self.out "?NAME explains an operator, such as ?layer_norm; the verbs are in: weft help\n"
+    self.out "?NAME explains an operator or a function, such as ?layer_norm or ?peft.lora; the verbs are in: weft help\n"
     return
   end
-  local text, problem = require("weft.cli.help").operator(name)
+  local text, problem = require("weft.help").text(name)
   self.out(text or problem .. "\n")
 end
 
