@@ -97,9 +97,31 @@ function M.captioned(c, o)
   }
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
+    if ok then
+      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, held_out = #test, length = c.length,
+        size = c.size, resize = c.resize, mean = image.mean, std = image.std, vocab = t.size })
+    end
     if not ok then error(message, 0) end
   end
   return data
+end
+
+---What a run's model needs of its data when the pictures themselves are not wanted: the tokenizer and
+---the sizes that the run recorded.
+---@param dir string
+function M.recorded(dir)
+  local json = require "weft.io.json"
+  local d, message = json.read(dir .. "/data.json")
+  if not d then error(("%s: %s"):format(dir, message), 0) end
+  local t, special = tokenizer_of({ tokenizer = dir .. "/tokenizer.json" })
+  local options = { size = d.size, resize = d.resize, length = d.length, pad = special.pad, threads = 1, cache = 0, mean = d.mean, std = d.std }
+  local function set(n)
+    local part = Dataset.new({}, options)
+    function part:size() return n end
+    function part:count_batches(batch) return math.floor(n / batch) end
+    return part
+  end
+  return { train = set(d.pictures), test = set(d.held_out), tokenizer = t, special = special, vocab = t.size, length = d.length, size = d.size }
 end
 
 ---Token ids of a text as this data encodes captions.

@@ -49,7 +49,8 @@ local function build(recipe, dir, options)
   random.manual_seed(o.seed)
   local self = setmetatable({ recipe = recipe, config = c, options = o, dir = dir, step = 0, epoch = 1, position = 0,
     skipped = 0, started = files.clock(), quiet = options.quiet }, Run)
-  self.data = recipe.data(c, { seed = o.seed, batch = o.batch, dir = dir, tokenizer = options.tokenizer })
+  if options.for_use then self.data = require("weft.data").recorded(dir)
+  else self.data = recipe.data(c, { seed = o.seed, batch = o.batch, dir = dir, tokenizer = options.tokenizer }) end
   self.model = recipe.model(c, self.data)
   self.model:assign_paths()
   self.model:initialize(o.seed)
@@ -103,7 +104,7 @@ for name, fn in pairs(require "weft.train.loop") do Run[name] = fn end
 
 ---A run of the past, as its newest good checkpoint left it.
 ---@param dir string
----@param options? table  recipe (when the recorded file is gone), quiet, allow (keys that may differ)
+---@param options? table  recipe (when the recorded file is gone), quiet, for_use (the model alone: no pictures are read)
 function Run.open(dir, options)
   options = options or {}
   local json = require "weft.io.json"
