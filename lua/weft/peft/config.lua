@@ -20,6 +20,9 @@ local function one_of(value, list, what)
   A.raise("peft.lora: %s: unknown choice %s%s", what, tostring(value), A.suggest(tostring(value), { unpack(list) }))
 end
 
+-- What every module has beside its methods.
+local taken = { new = true, type = true, base = true, training = true }
+
 local function whole(n) return type(n) == "number" and n % 1 == 0 end
 
 -- A pattern table as an ordered list: PEFT takes the first that matches, and files hold them sorted.
@@ -69,7 +72,9 @@ function M.complete(options)
   if type(c.adapter) ~= "string" or not c.adapter:find "^[%w_-]+$" then
     A.raise("peft.lora: adapter: a name of letters, digits, _ and - is expected, got %s", tostring(c.adapter))
   end
-  if base[c.adapter] ~= nil then A.raise("peft.lora: adapter: %s is the name of a method; choose another", c.adapter) end
+  if base[c.adapter] ~= nil or taken[c.adapter] or c.adapter:sub(1, 1) == "_" then
+    A.raise("peft.lora: adapter: %s is a name that modules use themselves; choose another", c.adapter)
+  end
   if type(c.targets) ~= "string" then
     c.targets = names(c.targets, "targets")
     if #c.targets == 0 then A.raise("peft.lora: targets is empty: at least one name is expected") end

@@ -5,6 +5,7 @@ local files = {
   lora = "lora", describe = "adapters", summary = "adapters", freeze = "adapters", unfreeze = "adapters", scale = "adapters",
   activate = "adapters", active = "adapters", disable = "adapters", merge = "merge", unmerge = "merge", merge_and_unload = "merge",
   delete = "adapters", adapters = "adapters", save = "save", load = "load", spectrum = "spectrum",
+  add_weighted_adapter = "combine",
 }
 
 return setmetatable({}, {
