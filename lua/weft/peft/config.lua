@@ -73,7 +73,7 @@ function M.complete(options)
     A.raise("peft.lora: adapter: a name of letters, digits, _ and - is expected, got %s", tostring(c.adapter))
   end
   if base[c.adapter] ~= nil or taken[c.adapter] or c.adapter:sub(1, 1) == "_" then
-    A.raise("peft.lora: adapter: %s is a name that modules use themselves; choose another", c.adapter)
+    A.raise("peft.lora: adapter: %s is the name of a method or field of modules; choose another", c.adapter)
   end
   if type(c.targets) ~= "string" then
     c.targets = names(c.targets, "targets")
