@@ -36,7 +36,7 @@ typedef struct weft_backend {
     void (*release)(struct weft_backend *, void *data, int64_t nbytes);
     void (*trim)(struct weft_backend *);            // hand cached blocks back to the system
     void *(*workspace)(struct weft_backend *, int64_t nbytes);  // see weft_workspace
-    weft_memory memory;
+    weft_memory *memory;                            // its counters
 } weft_backend;
 
 // Scratch memory for the length of one kernel. Pair each with weft_workspace_free, last taken first.

@@ -79,6 +79,7 @@ typedef struct weft_state {
 
 weft_state *weft_get_state(void);
 const char *weft_error(void);         // message of the last failure on this thread
+weft_status weft_error_code(void);    // and its code
 const char *weft_version(void);
 void weft_interrupt(int flag);        // 1: the next operator fails with WEFT_EINTERRUPTED
 weft_status weft_catch_interrupt(bool on);  // SIGINT calls weft_interrupt(1) and no longer ends the process
@@ -136,7 +137,7 @@ weft_status weft_backward(weft_tensor *loss);   // d loss / d leaves into their 
 typedef struct weft_run weft_run;
 typedef enum weft_pause { WEFT_DONE = 0, WEFT_NODE = 1, WEFT_HOOK = 2, WEFT_FAILED = 3 } weft_pause;
 weft_run *weft_run_new(weft_tensor *const *roots, weft_tensor *const *grads, int n, bool retain);
-int weft_run_step(weft_run *run);               // a weft_pause
+int weft_run_step(weft_run *run);               // a weft_pause; once more after WEFT_FAILED tries again where memory ran out
 int64_t weft_run_id(const weft_run *run);       // id of the node or hook that waits
 uint64_t weft_run_node_needs(const weft_run *run);   // bit i: input i wants a gradient
 int weft_run_node_outputs(const weft_run *run);

@@ -11,6 +11,7 @@ struct weft_run {
     int state;                    // what the last step returned
     weft_hook *hook;              // the hook that waits, or the next one to run
     bool hooks_done;
+    bool starved;                 // the waiting node found no memory and delivered nothing: it can be run again
     weft_tensor **given;          // [n_in of the waiting node]
     int n_given;
 };
@@ -177,7 +178,7 @@ static weft_status deliver(weft_node *n, int i, weft_tensor *dx) {
     return accumulate(&n->edges[i].node->pending[n->edges[i].out_index], dx);
 }
 
-static weft_status run_operator(weft_node *n) {
+static weft_status run_operator(weft_run *r, weft_node *n) {
     enum { MAX_IN = 64, MAX_OUT = 8 };
     TRY(check_saved(n));
     weft_tensor *in[MAX_IN] = {0}, *out[MAX_OUT] = {0}, *dx[MAX_IN] = {0};
@@ -194,6 +195,7 @@ static weft_status run_operator(weft_node *n) {
         else out[s->slot - n->n_in] = t;
     }
     if (code == WEFT_OK) code = weft_ops[n->op].grad(&call);
+    r->starved = code != WEFT_OK && weft_error_code() == WEFT_ENOMEM;
     for (int i = 0; i < n->n_in && code == WEFT_OK; i++) {
         if (!dx[i] || !NEEDS(&call, i)) continue;
         weft_keep(dx[i]);
@@ -341,7 +343,7 @@ static weft_status advance(weft_run *r, int *state) {
             *state = WEFT_NODE;
             return WEFT_OK;
         }
-        TRY(run_operator(n));
+        TRY(run_operator(r, n));
         TRY(finish_node(r, n));
     }
     *state = WEFT_DONE;
@@ -351,11 +353,12 @@ static weft_status advance(weft_run *r, int *state) {
 int weft_run_step(weft_run *r) {
     if (r->state == WEFT_FAILED) return WEFT_FAILED;
     int state = WEFT_FAILED;
+    r->starved = false;
     bool was = weft_set_grad_enabled(false);
     weft_status code = advance(r, &state);
     weft_set_grad_enabled(was);
-    r->state = code == WEFT_OK ? state : WEFT_FAILED;
-    return r->state;
+    r->state = code == WEFT_OK ? state : r->starved ? WEFT_DONE : WEFT_FAILED;
+    return code == WEFT_OK ? state : WEFT_FAILED;
 }
 
 weft_status weft_backward(weft_tensor *loss) {

@@ -6,11 +6,13 @@
 #include <string.h>
 
 static _Thread_local char message[1024];
+static _Thread_local weft_status last;
 
 weft_state weft_the_state = { .grad_enabled = true };
 
 weft_state *weft_get_state(void) { return &weft_the_state; }
 const char *weft_error(void) { return message; }
+weft_status weft_error_code(void) { return last; }
 const char *weft_version(void) { return WEFT_VERSION; }
 void weft_interrupt(int flag) { weft_the_state.interrupt = flag; }
 
@@ -21,6 +23,7 @@ weft_status weft_fail(weft_status code, const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     memcpy(message, text, sizeof text);
+    last = code;
     return code;
 }
 

@@ -1,6 +1,7 @@
 // memory.c: every allocation of the core. System memory with exact accounting, a caching allocator
 // for the CPU, pools of small blocks, and the switch that makes the nth allocation fail.
 #include "../core.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,13 +46,15 @@ static int class_of(int64_t nbytes, int64_t *rounded) {
 }
 
 static weft_status out_of_memory(weft_backend *b, int64_t nbytes) {
-    return weft_fail(WEFT_ENOMEM, "out of memory on %s: requested %lld bytes, live %lld, cached %lld, peak %lld; "
-                     "make the batch smaller or free tensors", b->name, (long long)nbytes,
-                     (long long)b->memory.live, (long long)b->memory.cached, (long long)b->memory.peak);
+    char limit[48] = "";
+    if (b->memory->limit > 0) snprintf(limit, sizeof limit, ", limit %lld", (long long)b->memory->limit);
+    return weft_fail(WEFT_ENOMEM, "out of memory on %s: requested %lld bytes, live %lld, cached %lld, peak %lld%s; "
+                     "make the batch smaller or free tensors", b->name, (long long)nbytes, (long long)b->memory->live,
+                     (long long)b->memory->cached, (long long)b->memory->peak, limit);
 }
 
 static void *cpu_allocate(weft_backend *b, int64_t nbytes) {
-    weft_memory *m = &b->memory;
+    weft_memory *m = b->memory;
     int64_t rounded;
     if (nbytes < 0 || nbytes > (int64_t)1 << 46 || must_fail()) {
         out_of_memory(b, nbytes);
@@ -90,8 +93,8 @@ static void cpu_release(weft_backend *b, void *data, int64_t nbytes) {
     block *p = data;
     p->next = cache[c];
     cache[c] = p;
-    b->memory.live -= rounded;
-    b->memory.cached += rounded;
+    b->memory->live -= rounded;
+    b->memory->cached += rounded;
 }
 
 static void cpu_trim(weft_backend *b) {
@@ -102,25 +105,27 @@ static void cpu_trim(weft_backend *b) {
             weft_system_free(p);
         }
     }
-    b->memory.cached = 0;
+    b->memory->cached = 0;
 }
 
 static void *meta_allocate(weft_backend *b, int64_t nbytes) {
-    b->memory.live += nbytes;
-    b->memory.pressure += nbytes;
-    if (b->memory.live > b->memory.peak) b->memory.peak = b->memory.live;
+    b->memory->live += nbytes;
+    b->memory->pressure += nbytes;
+    if (b->memory->live > b->memory->peak) b->memory->peak = b->memory->live;
     static char nothing;
     return &nothing;
 }
 static void meta_release(weft_backend *b, void *data, int64_t nbytes) {
     (void)data;
-    b->memory.live -= nbytes;
+    b->memory->live -= nbytes;
 }
 static void meta_trim(weft_backend *b) { (void)b; }
 
 extern const weft_kernel *weft_cpu_kernels(void);
-static weft_backend cpu = { .name = "cpu", .allocate = cpu_allocate, .release = cpu_release, .trim = cpu_trim };
-static weft_backend meta = { .name = "meta", .allocate = meta_allocate, .release = meta_release, .trim = meta_trim };
+// the CPU's counters are where a binding reads them on every call
+static weft_memory meta_memory;
+static weft_backend cpu = { .name = "cpu", .memory = &weft_the_state.cpu, .allocate = cpu_allocate, .release = cpu_release, .trim = cpu_trim };
+static weft_backend meta = { .name = "meta", .memory = &meta_memory, .allocate = meta_allocate, .release = meta_release, .trim = meta_trim };
 
 weft_backend *weft_backend_of(int device) {
     if (device == WEFT_CPU) {
@@ -134,7 +139,7 @@ weft_backend *weft_backend_of(int device) {
 
 weft_memory *weft_memory_of(int device) {
     weft_backend *b = weft_backend_of(device);
-    return b ? &b->memory : NULL;
+    return b ? b->memory : NULL;
 }
 
 void weft_empty_cache(int device) {
@@ -159,7 +164,7 @@ void weft_workspace_free(weft_backend *backend, void *data, int64_t nbytes) {
 static block *pool[POOL_MAX / POOL_STEP + 1];
 
 void *weft_pool_alloc(int64_t nbytes) {
-    weft_memory *m = &cpu.memory;
+    weft_memory *m = cpu.memory;
     if (must_fail()) {
         weft_fail(WEFT_ENOMEM, "out of memory: %lld bytes for bookkeeping", (long long)nbytes);
         return NULL;

@@ -83,15 +83,30 @@ function A.make_room()
   C.weft_empty_cache(C.WEFT_CPU)
 end
 
+---Calls a C function that returns a handle; where memory ran out, once more with room made.
+function A.make(fn, ...)
+  local p = fn(...)
+  if p == nil then
+    A.relieve()
+    p = fn(...)
+    if p == nil then A.fail() end
+  end
+  return p
+end
+
+---The same for one that returns a status and writes nothing when it fails.
+function A.run(fn, ...)
+  if fn(...) ~= 0 then
+    A.relieve()
+    if fn(...) ~= 0 then A.fail() end
+  end
+end
+
 ---After a failed call: when memory ran out, makes room and returns so that the call can be tried
 ---once more; otherwise raises.
 function A.relieve()
-  local message = ffi.string(C.weft_error())
-  if message:find("out of memory", 1, true) then
-    A.make_room()
-    return
-  end
-  error(message, user_level())
+  if C.weft_error_code() ~= C.WEFT_ENOMEM then error(ffi.string(C.weft_error()), user_level()) end
+  A.make_room()
 end
 
 ---Raises unless status is 0.

@@ -32,9 +32,28 @@ function M.memory(device)
   if m == nil then A.fail() end
   return {
     live = tonumber(m.live), peak = tonumber(m.peak), cached = tonumber(m.cached),
-    system_calls = tonumber(m.system_calls),
+    system_calls = tonumber(m.system_calls), limit = tonumber(m.limit),
   }
 end
+---Most bytes that may be live on a device (0: no limit); an allocation beyond it fails with a message.
+---Without bytes, says what the limit is.
+---
+---    weft.memory_limit(8 * 2 ^ 30)
+---@param bytes integer?
+---@param device? string
+---@return integer
+function M.memory_limit(bytes, device)
+  local m = core.lib.weft_memory_of(A.device(device or "cpu", "memory_limit"))
+  if m == nil then A.fail() end
+  if bytes ~= nil then
+    if type(bytes) ~= "number" or bytes < 0 or bytes % 1 ~= 0 then
+      A.raise("memory_limit: bytes, a whole number from 0, are expected, got %s", A.typename(bytes))
+    end
+    m.limit = bytes
+  end
+  return tonumber(m.limit)
+end
+
 function M.empty_cache(device) core.lib.weft_empty_cache(A.device(device or "cpu", "empty_cache")) end
 function M.reset_peak(device) core.lib.weft_reset_peak(A.device(device or "cpu", "reset_peak")) end
 ---Number of CPU threads; with n, sets it.

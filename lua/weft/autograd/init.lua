@@ -64,8 +64,12 @@ end
 local function drive(run, retain)
   while true do
     local pause = C.weft_run_step(run)
+    if pause == C.WEFT_FAILED then  -- where memory ran out, once more with room made
+      A.relieve()
+      pause = C.weft_run_step(run)
+      if pause == C.WEFT_FAILED then A.fail() end
+    end
     if pause == C.WEFT_DONE then return end
-    if pause == C.WEFT_FAILED then A.fail() end
     local id, scope = tonumber(C.weft_run_id(run)), C.weft_scope_begin()
     if scope == 0 then A.fail() end
     if pause == C.WEFT_NODE then

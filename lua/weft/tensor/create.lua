@@ -29,8 +29,7 @@ local function filled(where, value)
     local shape, o = split(spec, value == nil and { value = A.required } or nil, where)
     local list, n = A.shape(shape, where, "shape")
     local v = value == nil and o.value or value
-    local p = C.weft_full(list, n, v, A.dtype(o.dtype, where), A.device(o.device, where))
-    if p == nil then A.fail() end
+    local p = A.make(C.weft_full, list, n, v, A.dtype(o.dtype, where), A.device(o.device, where))
     return finish(A.wrap(p), o)
   end
 end
@@ -46,8 +45,7 @@ M.full = filled("full")
 function M.empty(spec)
   local shape, o = split(spec, nil, "empty")
   local list, n = A.shape(shape, "empty", "shape")
-  local p = C.weft_empty(list, n, A.dtype(o.dtype, "empty"), A.device(o.device, "empty"))
-  if p == nil then A.fail() end
+  local p = A.make(C.weft_empty, list, n, A.dtype(o.dtype, "empty"), A.device(o.device, "empty"))
   return finish(A.wrap(p), o)
 end
 
@@ -83,8 +81,7 @@ function M.arange(start, stop, step, options)
   local o = A.options(options, { dtype = "float32", device = "cpu" }, "arange")
   A.number(start, "arange", "start")
   A.number(stop, "arange", "stop")
-  local p = C.weft_arange(start, stop, step or 1, A.dtype(o.dtype, "arange"), A.device(o.device, "arange"))
-  if p == nil then A.fail() end
+  local p = A.make(C.weft_arange, start, stop, step or 1, A.dtype(o.dtype, "arange"), A.device(o.device, "arange"))
   return A.wrap(p)
 end
 
@@ -125,10 +122,8 @@ function M.tensor(value, options)
   local data = ffi.new("double[?]", math.max(#numbers, 1))
   for i = 1, #numbers do data[i - 1] = numbers[i] end
   local list, n = A.shape(shape, "tensor", "shape")
-  local p = C.weft_from(data, list, n, C.WEFT_FLOAT64)
-  if p == nil then A.fail() end
-  local t = A.wrap(p)
-  if dtype ~= "float64" then t = t:to(dtype) end
+  local t = A.wrap(A.make(C.weft_from, data, list, n, C.WEFT_FLOAT64))
+  if dtype ~= "float64" or o.device ~= "cpu" then t = t:to { dtype = dtype, device = o.device } end
   return finish(t, o)
 end
 

@@ -29,7 +29,7 @@ end, ops.sub)
 functions.mul = number_or("mul", function(t, v) return affine(t, v, 0) end, ops.mul)
 functions.div = number_or("div", function(t, v, left)
   if left then return affine(pow_scalar(t, -1), v, 0) end
-  if t.dtype:find "int" then return ops.div(t, create.full { value = v, dtype = t.dtype }) end
+  if t.dtype:find "int" then return (ops.div(t, A.scalar(v, t, "div"))) end
   return affine(t, 1 / v, 0)
 end, ops.div)
 functions.pow = number_or("pow", function(t, v, left)
@@ -39,7 +39,8 @@ end, ops.pow)
 for _, name in ipairs { "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum" } do
   local op = ops[name]
   functions[name] = function(a, b)
-    if type(b) == "number" then b = create.full { value = b, dtype = a.dtype, device = a.device } end
+    if type(b) == "number" then b = A.scalar(b, a, name)
+    elseif type(a) == "number" then a = A.scalar(a, b, name) end
     return (op(a, b))
   end
 end

@@ -64,7 +64,12 @@ end
 function M.to(t, target)
   local options = target
   if type(target) == "string" then
-    options = C.weft_dtype_of(target) >= 0 and { dtype = target } or { device = target }
+    if C.weft_dtype_of(target) >= 0 then options = { dtype = target }
+    elseif C.weft_device_of(target) >= 0 then options = { device = target }
+    else
+      raise("to: neither a dtype nor a device: %s%s", target, A.suggest(target,
+        { "float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool", "cpu", "meta", "cuda:0" }))
+    end
   end
   local o = A.options(options, { dtype = A.none, device = A.none }, "to")
   local y = t
@@ -74,9 +79,7 @@ function M.to(t, target)
     local p = tensor(y, "to", "t")
     if device ~= p.v.device then
       if device ~= C.WEFT_META then raise("to: device %s is not available in this build", o.device) end
-      local moved = C.weft_empty(p.v.shape, p.v.ndim, p.v.dtype, device)
-      if moved == nil then A.fail() end
-      y = wrap(moved)
+      y = wrap(A.make(C.weft_empty, p.v.shape, p.v.ndim, p.v.dtype, device))
     end
   end
   return y
@@ -172,36 +175,42 @@ for _, name in ipairs { "argmax", "argmin" } do
 end
 
 -- --- writing in place
-local function self_(t, name, status)
-  if status ~= 0 then
-    A.relieve()
-    raise("%s: out of memory", name)
-  end
-  return t
-end
-
 ---Copies src (converted, broadcast) into t.
 function M.copy_(t, src)
-  return self_(t, "copy_", C.weft_copy_(tensor(t, "copy_", "t"), tensor(src, "copy_", "src")))
+  A.run(C.weft_copy_, tensor(t, "copy_", "t"), tensor(src, "copy_", "src"))
+  return t
 end
 function M.fill_(t, value)
   A.number(value, "fill_", "value")
-  return self_(t, "fill_", C.weft_fill_(tensor(t, "fill_", "t"), value))
+  A.run(C.weft_fill_, tensor(t, "fill_", "t"), value)
+  return t
 end
 function M.zero_(t) return M.fill_(t, 0) end
 
-local affine = { add = { 1, 1 }, sub = { 1, -1 }, mul = { 1, 0 }, div = { -1, 0 } }
+---A number beside a tensor, as a 0-dim tensor of its dtype and device. Integers compare and combine
+---with whole numbers only: cutting 1.5 to 1 would answer another question.
+local function scalar(value, t, op)
+  local p = tensor(t, op, "t")
+  if value % 1 ~= 0 and value - value == 0 and t.dtype:find "int" then
+    raise("%s: the tensor is %s, the number %s is not whole; convert the tensor with to()", op, t.dtype, tostring(value))
+  end
+  return wrap(A.make(C.weft_full, nil, 0, value, p.v.dtype, p.v.device))
+end
+A.scalar = scalar
+
 for _, name in ipairs { "add", "sub", "mul", "div", "maximum", "minimum", "pow" } do
   local label = name .. "_"
   M[label] = function(t, other)
     local p = tensor(t, label, "t")
-    if type(other) == "number" and affine[name] then
-      local mul, add = 1, 0
-      if name == "add" then add = other elseif name == "sub" then add = -other
-      elseif name == "mul" then mul = other else mul = 1 / other end
-      return self_(t, label, C.weft_affine_(p, mul, add))
+    if type(other) == "number" then
+      if name == "add" then A.run(C.weft_affine_, p, 1, other)
+      elseif name == "sub" then A.run(C.weft_affine_, p, 1, -other)
+      elseif name == "mul" then A.run(C.weft_affine_, p, other, 0)
+      else A.run(C.weft_inplace, name, p, scalar(other, t, label).p) end
+    else
+      A.run(C.weft_inplace, name, p, tensor(other, label, "other"))
     end
-    return self_(t, label, C.weft_inplace(name, p, tensor(other, label, "other")))
+    return t
   end
 end
 
