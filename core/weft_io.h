@@ -80,10 +80,20 @@ weft_status weft_append_text(const char *path, const char *text);
 weft_status weft_truncate_file(const char *path, int64_t n);
 int64_t weft_disk_free(const char *path);             // bytes, -1 when unknown
 double weft_clock(void);                              // seconds since some start
+void weft_sleep(double seconds);
 double weft_peak_rss(void);                           // MiB of this process at its largest
 bool weft_is_terminal(int fd);
 uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed);
 uint64_t weft_checksum(const weft_tensor *t, uint64_t seed);  // of the values, in row-major order
+
+// --- other processes, and locks that end with the process that holds them
+int weft_lock_take(const char *path);  // a descriptor; -1: another holds it; -2: failed
+void weft_lock_drop(int fd);
+// Starts words[0] (NULL ends the list), its output appended to a file; it inherits the descriptor
+// `keep` (-1: none). Its id, or 0.
+int64_t weft_process_start(const char *const *words, const char *output, int keep);
+int weft_process_poll(int64_t pid);  // -1: it runs; else its exit code, 128 + N after signal N
+weft_status weft_process_stop(int64_t pid);  // SIGTERM
 
 // --- tokenizers: byte-level BPE. Buffers that are returned are freed with weft_buffer_free.
 typedef struct weft_tokenizer weft_tokenizer;

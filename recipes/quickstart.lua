@@ -28,4 +28,5 @@ local config = weft.config {
 return weft.train.recipe {
   config = config, model = parts.Model, data = parts.data, phases = parts.phases(config), heads = parts.heads,
   evaluate = parts.evaluate, finish = parts.finish,
+  metric = parts.metric, after_warmup = parts.after_warmup,
 }

@@ -121,6 +121,8 @@ return {
   Model = Stage1,
   finish = finish,
   heads = { "itc", "itm" },
+  metric = "retrieval.r_mean",
+  after_warmup = { "lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" },
   data = function(config, o) return (weft.data.captioned(config.data, o)) end,
   evaluate = { weft.eval.retrieval, weft.eval.itm, weft.eval.captions },
   phases = function(config)

@@ -129,8 +129,9 @@ static void ema_##REAL(void *context, int64_t piece) { \
     const chunk c = chunk_of(j, piece); \
     REAL *RESTRICT e = at(j, c, 0, sizeof(REAL)); \
     const REAL *RESTRICT p = at(j, c, 1, sizeof(REAL)); \
-    const REAL decay = (REAL)j->c[0], rest = (REAL)j->c[1]; \
-    for (int64_t i = 0; i < c.n; i++) e[i] = decay * e[i] + rest * p[i]; \
+    const REAL rest = (REAL)j->c[1]; \
+    /* in this form an average that equals its value stays equal to it */ \
+    for (int64_t i = 0; i < c.n; i++) e[i] += rest * (p[i] - e[i]); \
 }
 EMA(float)
 EMA(double)

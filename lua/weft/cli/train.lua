@@ -7,6 +7,9 @@ local M = {
     { "resume", "go on with a run, from its newest good checkpoint", value = "RUN" },
     { "name", "the run's name", value = "NAME", default = "run" },
     { "runs", "folder of all runs", value = "DIR", default = "runs" },
+    { "dir", "the run's own folder, in place of a dated one", value = "DIR" },
+    { "until", "stop at the end of this phase, its checkpoint written", value = "PHASE" },
+    { "branch", "begin where RUN stopped with --until; adapters begin anew", value = "RUN" },
     { "dry-run", "build everything, run one step, say what it takes, stop" },
     { "print-config", "print the config after overrides, and stop" },
     { "quiet", "nothing on standard output; log.txt has it all" },
@@ -69,9 +72,10 @@ function M.run(args)
       print_config(recipe.config)
       return 0
     end
-    local dir
+    local dir, given = nil, { name = args.name, root = args.runs, dir = args.dir, quiet = args.quiet, overrides = overrides }
     if args["dry-run"] then dir = os.tmpname() .. ".dry" end
-    run = train.start(recipe, { name = args.name, root = args.runs, quiet = args.quiet, overrides = overrides, dir = dir })
+    given.dir = dir or given.dir
+    if args.branch then run = train.branch(recipe, args.branch, given) else run = train.start(recipe, given) end
     if dir then
       local ok, message = pcall(dry_run, run)
       os.execute(("rm -rf '%s'"):format(dir))
@@ -79,6 +83,7 @@ function M.run(args)
       return 0
     end
   end
+  if args["until"] then require("weft.train.branch").stop_after(run, args["until"]) end
   C.weft_catch_stop(true)
   run.should_stop = function() return C.weft_stop_requested() end
   local ok, problem = xpcall(run.train, function(e)

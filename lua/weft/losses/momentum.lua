@@ -39,6 +39,15 @@ function Momentum:reset()
   return self
 end
 
+---After a run has branched: adapters were drawn anew, so the copy of theirs begins anew.
+function Momentum:branched()
+  autograd.no_grad(function()
+    for _, p in ipairs(self.places) do
+      if p.shadow:find "/lora_" then self._buffers[p.shadow]:copy_(p.module._parameters[p.key]) end
+    end
+  end)
+end
+
 local function ready(self)
   if self.started:item() == 0 then self:reset() end
 end

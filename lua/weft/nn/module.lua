@@ -166,7 +166,10 @@ function Module:initialize(seed)
   require("weft.autograd").no_grad(function()
     for name, t, module, field in self:named_parameters() do
       local init = module._inits[field]
-      if init and not module._given[field] and t.device ~= "meta" then init(t, { key = key("init/" .. name, seed), counter = 0ULL }) end
+      if init and not module._given[field] and t.device ~= "meta" then
+        local plain = name:gsub("%.base_layer%.", ".")  -- a layer draws the same with an adapter around it
+        init(t, { key = key("init/" .. plain, seed), counter = 0ULL })
+      end
     end
   end)
   return self

@@ -5,10 +5,11 @@ local M = {}
 
 ---Declares a recipe: `weft train FILE.lua` runs what the file returns.
 ---@param spec table  config (weft.config), model (a module class, called with the config and the data),
----  data (function of the config), phases, evaluate (list), name
+---  data (function of the config), phases, evaluate (list), name, metric (the figure that an ablation
+---  compares), after_warmup (keys of the config that change nothing before the first phase ends)
 function M.recipe(spec)
   local o = A.options(spec, { config = A.required, model = A.required, data = A.required, phases = A.required,
-    evaluate = {}, name = A.none, heads = {}, finish = A.none }, "recipe")
+    evaluate = {}, name = A.none, heads = {}, finish = A.none, after_warmup = {}, metric = A.none }, "recipe")
   o.is_recipe = true
   return o
 end
@@ -61,6 +62,9 @@ end
 
 ---A new run of a recipe in a folder of its own.
 function M.start(recipe, options) return (require("weft.train.run").start(recipe, options)) end
+
+---A new run that goes on from the end of another's first phase; see branch.lua.
+function M.branch(recipe, from, options) return (require("weft.train.branch").start(recipe, from, options)) end
 
 ---A run that exists, as it was at its last checkpoint that verifies.
 ---nil and a message when the folder holds none.

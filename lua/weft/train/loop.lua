@@ -45,6 +45,7 @@ end
 function M:epochs()
   return function()
     if self.epoch_done then end_epoch(self) end
+    if self.stop_after and self.epoch > self.stop_after.last then return nil end
     if self.epoch > self.options.epochs then return nil end
     self:enter_phase()
     return self.epoch
@@ -159,6 +160,7 @@ function M:train()
   for _ in self:epochs() do
     for batch in self:batches() do self:train_step(batch, losses) end
   end
+  if self.epoch <= self.options.epochs then return (require("weft.train.branch").mark(self)) end
   return self:finish()
 end
 
