@@ -7,6 +7,9 @@ local initial = require "weft.nn.initial"
 local configs = require "weft.models.dinov2_config"
 local keys = require "weft.models.dinov2_keys"
 local pos_interp = require "weft.models.pos_interp"
+local weights = require "weft.models.weights"
+local disk = require "weft.files"
+local create = require("weft.tensor").create
 local weft_version_of = require("weft.core").lib.weft_version_of
 
 -- What fills weights when training from scratch.
@@ -230,35 +233,37 @@ function Dinov2:attention(pixels, options)
   end
 end
 
+-- Files may lack a mask token, or hold one that the config has no use for.
+local function with_mask_token(model, state)
+  local mine, key = model.embeddings.mask_token, "embeddings.mask_token"
+  if not mine then state[key] = nil
+  elseif not state[key] then
+    state[key] = mine.device == "meta" and create.zeros(mine.shape) or mine
+  end
+  return state
+end
+
 ---Takes tensors under the names of any known stack. All or nothing; only the mask token may be missing.
 ---@param state table<string, weft.Tensor>
-function Dinov2:load(state)
-  local ours = keys.translate(state)
-  if self.embeddings.mask_token and not ours["embeddings.mask_token"] then
-    ours["embeddings.mask_token"] = self.embeddings.mask_token
-  elseif not self.embeddings.mask_token then
-    ours["embeddings.mask_token"] = nil
-  end
-  return self:load_state_dict(ours)
-end
+function Dinov2:load(state) return self:load_state_dict(with_mask_token(self, (keys.translate(state)))) end
 
 -- A directory, or the name of a model in Hugging Face's local cache.
 local function find_directory(name)
-  local function exists(path)
-    local f = io.open(path .. "/config.json", "rb")
-    return f ~= nil and f:close() and path
-  end
+  weights.check_path(name)
+  local function exists(path) return disk.exists(path .. "/config.json") and path end
   if exists(name) then return name end
-  local home = os.getenv "HF_HOME" or ""
-  if home == "" then home = (os.getenv "HOME" or "") .. "/.cache/huggingface" end
-  local cached = ("%s/hub/models--%s"):format(home, (name:gsub("/", "--")))
-  local f = io.open(cached .. "/refs/main", "rb")
-  if f then
-    local snapshot = f:read "*l"
-    f:close()
-    local path = cached .. "/snapshots/" .. tostring(snapshot)
-    if exists(path) then return path end
+  local function variable(key)
+    local v = os.getenv(key)
+    return v ~= "" and v or nil
   end
+  local hub = variable "HF_HUB_CACHE" or variable "HUGGINGFACE_HUB_CACHE"
+    or (variable "HF_HOME" or (os.getenv "HOME" or "") .. "/.cache/huggingface") .. "/hub"
+  local cached = ("%s/models--%s"):format(hub, (name:gsub("/", "--")))
+  local ref = io.open(cached .. "/refs/main", "rb")
+  local snapshot = ref and ref:read "*l"
+  if ref then ref:close() end
+  local path = snapshot and exists(cached .. "/snapshots/" .. snapshot:match "^%s*(.-)%s*$")
+  if path then return path end
   return nil, ("dinov2: no config.json in %s, nor in %s"):format(name, cached)
 end
 
@@ -269,23 +274,24 @@ local M = { sizes = configs.sizes, keys = keys, Dinov2 = Dinov2 }
 ---@param spec string|table
 function M.new(spec) return (Dinov2(spec)) end
 
----A model as it lies on disk: config.json and model.safetensors in a directory, or the name of a
----model that Hugging Face's cache holds. Other keys than those of config.json are refused.
+---A model as it lies on disk: config.json and model.safetensors (or shards and their index) in a
+---directory, or the name of a model that Hugging Face's cache holds. float32 tensors share the file's
+---pages; float16 and bfloat16 become float32. A classifier on top is left out, and the second value says so.
+---    local encoder, note = models.dinov2.from_pretrained "facebook/dinov2-base"
 ---@param name string
 ---@param overrides? table  config keys that win, such as pos_interp, drop_path_rate
+---@return table model, string? note
 function M.from_pretrained(name, overrides)
   local dir, message = find_directory(name)
   if not dir then A.raise("%s", message) end
   local config
   config, message = configs.read(dir .. "/config.json", overrides)
   if not config then A.raise("%s", message) end
-  local file
-  file, message = require("weft.io.safetensors").load(dir .. "/model.safetensors")
-  if not file then A.raise("%s", message) end
-  local model = Dinov2.unfilled(Dinov2, config)
-  model:load(file)
+  local ours, left = keys.translate(weights.read(dir))
+  local model = Dinov2.on_meta(Dinov2, config)
+  weights.adopt(model, with_mask_token(model, ours), dir)
   rawset(model, "name", name)
-  return model:eval()
+  return model:eval(), #left > 0 and ("%s: left out: %s"):format(name, table.concat(left, ", ")) or nil
 end
 
 return setmetatable(M, { __call = function(_, spec) return (M.new(spec)) end })

@@ -1,5 +1,6 @@
 -- dinov2_keys.lua: names of DINOv2's tensors in the files of others, as a table. Ours are those that
 -- Hugging Face writes; newer stacks renamed modules, and the original project has names of its own.
+local A = require "weft.args"
 local ops = require("weft.ops").functions
 
 local M = {}
@@ -65,38 +66,46 @@ function M.ours(name)
   return name
 end
 
----Tensors under our names, from those of any of the stacks.
+---Tensors under our names, from those of any of the stacks, and the names of those that were left out.
+---Two tensors that mean the same one of ours are an error.
 ---@param state table<string, weft.Tensor>
----@return table<string, weft.Tensor>
+---@return table<string, weft.Tensor> ours, string[] left_out
 function M.translate(state)
-  local out, parts = {}, {}
+  local out, parts, from, left = {}, {}, {}, {}
+  local function put(name, t, source)
+    if from[name] then A.raise("dinov2: %s and %s are both %s", from[name], source, name) end
+    out[name], from[name] = t, source
+  end
   for name, t in pairs(state) do
     local ours = M.ours(name)
     if ours then
       local split, joined = find(M.split, ours), find(M.joined, ours)
-      if split then
+      if split and t.ndim > 0 and t:size(1) % #split[2] == 0 then
         local rows = t:size(1) / #split[2]
         for i, to in ipairs(split[2]) do
-          out[(ours:gsub(split[1], to))] = t:narrow(1, (i - 1) * rows + 1, rows)
+          put((ours:gsub(split[1], to)), t:narrow(1, (i - 1) * rows + 1, rows), name)
         end
       elseif joined then
         local to = ours:gsub(joined[1], joined[2])
         parts[to] = parts[to] or { of = joined.of }
         parts[to][joined.place] = t
       else
-        out[ours] = t
+        put(ours, t, name)
       end
+    else
+      left[#left + 1] = name
     end
   end
   for name, list in pairs(parts) do
     local whole = true
     for i = 1, list.of do whole = whole and list[i] ~= nil end
-    if whole then out[name] = ops.cat({ unpack(list, 1, list.of) }, 1) end
+    if whole then put(name, ops.cat({ unpack(list, 1, list.of) }, 1), "its parts") end
   end
   if out["embeddings.mask_token"] and out["embeddings.mask_token"].ndim == 3 then
     out["embeddings.mask_token"] = out["embeddings.mask_token"]:squeeze(1)
   end
-  return out
+  table.sort(left)
+  return out, left
 end
 
 return M
