@@ -35,6 +35,12 @@ M.base = {
   data = { size = 224, length = 40, vocab = 32768, batch = 8 },
 }
 
+---Settings of the encoder as models.dinov2 takes them.
+function M.encoder(c)
+  return { hidden_size = c.encoder.width, num_hidden_layers = c.encoder.layers, num_attention_heads = c.encoder.heads,
+    image_size = c.encoder.image, patch_size = c.encoder.patch }
+end
+
 local function stream(purpose) return weft.random.stream(purpose, 7) end
 
 ---A model of a size above. Gates and LoRA's B, zero at the start, get values: nothing may hide behind them.
