@@ -4,6 +4,7 @@ local A = require "weft.args"
 local nn = require "weft.nn"
 local ops = require("weft.ops").functions
 local initial = require "weft.nn.initial"
+local scope = require("weft.scope").scope
 local configs = require "weft.models.dinov2_config"
 local keys = require "weft.models.dinov2_keys"
 local pos_interp = require "weft.models.pos_interp"
@@ -156,12 +157,21 @@ function Layer:init(c, how)
   if c.drop_path_rate > 0 then self.drop_path = nn.DropPath(c.drop_path_rate) end
 end
 
-function Layer:forward(x)
+local function attend(self, x)
   local a = self.layer_scale1(self.attention(self.norm1(x)))
-  x = x + (self.drop_path and self.drop_path(a) or a)
+  return x + (self.drop_path and self.drop_path(a) or a)
+end
+
+local function feed(self, x)
   local m = self.layer_scale2(self.mlp(self.norm2(x)))
   return x + (self.drop_path and self.drop_path(m) or m)
 end
+
+local function both(self, x) return scope(feed, self, scope(attend, self, x)) end
+
+-- What a layer makes on its way is released as it goes: the tape alone says what backward keeps. A
+-- hook that is to hold on to a tensor of the inside calls keep() on it.
+function Layer:forward(x) return (scope(both, self, x)) end
 
 local Encoder = nn.Module "Encoder"
 function Encoder:init(c, how)

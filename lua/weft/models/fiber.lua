@@ -4,6 +4,7 @@
 local A = require "weft.args"
 local nn = require "weft.nn"
 local initial = require "weft.nn.initial"
+local scope = require("weft.scope").scope
 local ops = require("weft.ops").functions
 local create = require("weft.tensor").create
 local pool = require "weft.models.pool"
@@ -45,12 +46,14 @@ function ImageBlock:init(width, text_width, heads, wide)
   self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width), nn.Linear(width, wide), nn.Linear(wide, width)
 end
 
----x [B, P, width]; text [B, N, d] with its padding mask, or nil: the stream on its own.
-function ImageBlock:forward(x, text, mask)
+local function block(self, x, text, mask)
   x = x + self.attention(self.norm1(x))
   if text then x = self.from_text(x, self.from_text:look_at(text), mask) end
   return x + self.fc2(ops.gelu(self.fc1(self.norm2(x))))
 end
+
+---x [B, P, width]; text [B, N, d] with its padding mask, or nil: the stream on its own.
+function ImageBlock:forward(x, text, mask) return (scope(block, self, x, text, mask)) end
 
 -- --- the fusion
 local Fiber = nn.Module "Fiber"
@@ -124,7 +127,7 @@ function Fiber:fuse(V, ids, options)
     local j = self.at[layer]
     if not j then return after end
     local cross = self.text[j]
-    local y = cross(after, cross:look_at(stream))
+    local y = scope(function() return cross(after, cross:look_at(stream)) end)
     stream = self.image[j](stream, entry, mask and mask:narrow(2, 1, entry:size(2)) or nil)
     return y
   end })

@@ -5,6 +5,7 @@ local A = require "weft.args"
 local C = require("weft.core").lib
 local nn = require "weft.nn"
 local initial = require "weft.nn.initial"
+local scope = require("weft.scope").scope
 local ops = require("weft.ops").functions
 local pool = require "weft.models.pool"
 
@@ -89,13 +90,24 @@ function Layer:init(c)
   if c.dropout > 0 then self.dropout = nn.Dropout(c.dropout) end
 end
 
----cross, if given, is called as cross(state after self-attention, state before it).
-function Layer:forward(x, rotary, mask, slot, cross)
+local function attend(self, x, rotary, mask, slot)
   local a = self.self_attn(self.input_layernorm(x), rotary, mask, slot)
-  local h = x + (self.dropout and self.dropout(a) or a)
-  if cross then h = cross(h, x) end
+  return x + (self.dropout and self.dropout(a) or a)
+end
+
+local function feed(self, h)
   local m = self.mlp(self.post_attention_layernorm(h))
   return h + (self.dropout and self.dropout(m) or m)
+end
+
+---cross, if given, is called as cross(state after self-attention, state before it). Both halves run in
+---scopes of their own: the tape alone says what backward keeps.
+function Layer:forward(x, rotary, mask, slot, cross)
+  -- a slot keeps what attention makes
+  local h
+  if slot then h = attend(self, x, rotary, mask, slot) else h = scope(attend, self, x, rotary, mask) end
+  if cross then h = cross(h, x) end
+  return (scope(feed, self, h))
 end
 
 -- --- the stack
