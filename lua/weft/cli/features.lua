@@ -11,6 +11,8 @@ local M = {
     { "output", "where the features go", value = "FILE" },
     { "pool", "only one vector a picture: cls, mean; or patches", value = "KIND" },
     { "batch", "pictures at a time", value = "N", default = 8 },
+    { "dtype", "of the features: float32, float64 (computed so), float16, bfloat16", value = "TYPE", default = "float32" },
+    { "upright", "turn pictures as their EXIF data says" },
   },
   examples = { "weft features facebook/dinov2-base photos/ --output photos.safetensors",
     "weft features dinov2 --adapter runs/a/adapter --input x.safetensors --output y.safetensors" },
@@ -32,19 +34,6 @@ local function pictures_of(words)
   return list
 end
 
--- Reads preprocessor_config.json where the model has one.
-local function preprocessing(dir)
-  local json, image = require "weft.io.json", require "weft.io.image"
-  local p = json.read(dir .. "/preprocessor_config.json")
-  local o = { resize = 256, size = 224, mean = image.mean, std = image.std }
-  if type(p) == "table" then
-    if type(p.size) == "table" and p.size.shortest_edge then o.resize = p.size.shortest_edge end
-    if type(p.crop_size) == "table" and p.crop_size.height then o.size = p.crop_size.height end
-    o.mean, o.std = p.image_mean or o.mean, p.image_std or o.std
-  end
-  return o
-end
-
 local function pooled(out, kind)
   if kind == "cls" then return { pooler_output = out.pooler_output } end
   if kind == "mean" then return { mean = out.patches:mean(2) } end
@@ -52,31 +41,99 @@ local function pooled(out, kind)
   return { last_hidden_state = out.last_hidden_state, pooler_output = out.pooler_output }
 end
 
-function M.run(args)
-  local weft = require "weft"
-  local safetensors = require "weft.io.safetensors"
-  if not args[1] then error({ usage = "a model directory is expected" }, 0) end
-  if not args.output then error({ usage = "--output FILE is expected" }, 0) end
+local DTYPE = { float32 = true, float64 = true, float16 = true, bfloat16 = true }
+
+local function check(args)
+  local function wrong(...) error({ usage = (...):format(select(2, ...)) }, 0) end
+  if not args[1] then wrong "a model directory is expected" end
+  if not args.output then wrong "--output FILE is expected" end
   if args.pool and args.pool ~= "cls" and args.pool ~= "mean" and args.pool ~= "patches" then
-    error({ usage = ("--pool: cls, mean or patches are expected, got %s"):format(args.pool) }, 0)
+    wrong("--pool: cls, mean or patches are expected, got %s", args.pool)
   end
-  local size = tonumber(args.batch) or 8
-  local model = weft.models.dinov2.from_pretrained(args[1]):eval()
+  local size = tonumber(args.batch or 8)
+  if not size or size < 1 or size % 1 ~= 0 then wrong("--batch: a whole number from 1 is expected, got %s", args.batch) end
+  local dtype = args.dtype or "float32"
+  if not DTYPE[dtype] then wrong("--dtype: float32, float64, float16 or bfloat16 is expected, got %s", dtype) end
+  if args.merge and not args.adapter then wrong "--merge goes with --adapter DIR" end
+  return size, dtype
+end
+
+-- Batches of pictures, decoded ahead by threads: yields pixels and the names that they belong to.
+local function each_batch(list, size, rule, options, broken, fn)
+  local weft = require "weft"
+  local loader, plan = rule:loader(options)
+  local tickets, batches = {}, math.ceil(#list / size)
+  local function submit(k)
+    if k > batches then return end
+    local items = {}
+    for i = (k - 1) * size + 1, math.min(k * size, #list) do items[#items + 1] = plan(list[i]) end
+    tickets[k] = loader:submit(items)
+  end
+  submit(1)
+  submit(2)
+  for k = 1, batches do
+    local pixels, problems = loader:take(tickets[k])
+    submit(k + 2)
+    local good, names = {}, {}
+    for b = 1, pixels:size(1) do
+      if problems[b] then broken(problems[b])
+      else good[#good + 1], names[#names + 1] = b - 1, list[(k - 1) * size + b] end
+    end
+    if #good > 0 and #good < pixels:size(1) then
+      pixels = weft.index_select(pixels, weft.tensor(good, { dtype = "int64" }), 1)
+    end
+    if #good > 0 then fn(pixels, names) end
+  end
+  loader:close()
+end
+
+-- The same where each picture has a size of its own: one at a time.
+local function each_picture(list, rule, options, broken, fn)
+  local image = require "weft.io.image"
+  for _, path in ipairs(list) do
+    local picture, message = image.load(path, options)
+    if picture then fn(rule:apply(picture):unsqueeze(1), { path }) else broken(message) end
+  end
+end
+
+function M.run(args)
+  local size, dtype = check(args)
+  local weft = require "weft"
+  local preprocess = require "weft.io.preprocess"
+  local safetensors = require "weft.io.safetensors"
+  local terminal = require("weft.core").lib.weft_is_terminal(2)
+  local function say(...) io.stderr:write((...):format(select(2, ...)), "\n") end
+  local model, note = weft.models.dinov2.from_pretrained(args[1])
+  if note then say("%s", note) end
   if args.adapter then
-    weft.peft.load(model, args.adapter)
+    local _, report = weft.peft.load(model, args.adapter)
+    say("%s", report)
     model:eval()
     if args.merge then weft.peft.merge(model) end
   end
+  local compute = dtype == "float64" and dtype or "float32"
+  if compute ~= "float32" then model:to(compute) end
   local parts, names, broken = {}, {}, 0
   local function run(pixels)
     local result = weft.scope(function()
-      return weft.no_grad(function() return pooled(model(pixels), args.pool) end)
+      return weft.no_grad(function()
+        local out = pooled(model(pixels.dtype == compute and pixels or pixels:to(compute)), args.pool)
+        for name, t in pairs(out) do
+          if t.dtype ~= dtype then out[name] = t:to(dtype) end
+        end
+        return out
+      end)
     end)
     for name, t in pairs(result) do
       parts[name] = parts[name] or {}
+      local first = parts[name][1]
+      if first and first.ndim == 3 and first:size(2) ~= t:size(2) then
+        error("pictures of different sizes have different numbers of patches: use --pool cls or --pool mean", 0)
+      end
       table.insert(parts[name], t)
     end
   end
+  local metadata
   if args.input then
     local file, message = safetensors.load(args.input)
     if not file then error(message, 0) end
@@ -86,42 +143,36 @@ function M.run(args)
   else
     local list = pictures_of(args)
     if #list == 0 then error({ usage = "pictures, a folder, or --input are expected" }, 0) end
-    local o = preprocessing(args[1])
-    local loader = require("weft.io.loader").new { height = o.size, width = o.size, resize = o.resize, mean = o.mean, std = o.std, depth = 3 }
-    local tickets = {}
-    local batches = math.ceil(#list / size)
-    local function submit(k)
-      if k > batches then return end
-      local plan = {}
-      for i = (k - 1) * size + 1, math.min(k * size, #list) do plan[#plan + 1] = list[i] end
-      tickets[k] = loader:submit(plan)
+    local rule, found = preprocess.read(model.directory)
+    say("%s%s", rule:describe(), found and "" or " (as DINOv2's own: there is no preprocessor_config.json)")
+    local options = { alpha = "drop", orientation = args.upright or false }
+    local done = 0
+    local function progress(n)
+      done = done + n
+      if terminal then io.stderr:write(("\r%d of %d"):format(done, #list)) end
     end
-    submit(1)
-    submit(2)
-    for k = 1, batches do
-      local pixels, problems = loader:take(tickets[k])
-      submit(k + 2)
-      local good = {}
-      for b = 1, pixels:size(1) do
-        local name = list[(k - 1) * size + b]
-        if problems[b] then
-          io.stderr:write(problems[b], "\n")
-          broken = broken + 1
-        else
-          good[#good + 1] = b - 1
-          names[#names + 1] = name
-        end
-      end
-      if #good > 0 then run(#good == pixels:size(1) and pixels or weft.index_select(pixels, weft.tensor(good, { dtype = "int64" }), 1)) end
-      if require("weft.core").lib.weft_is_terminal(2) then io.stderr:write(("\r%d of %d"):format(math.min(k * size, #list), #list)) end
+    local function report(message)
+      say("%s%s", terminal and "\r" or "", message)
+      broken = broken + 1
+      progress(1)
     end
-    if require("weft.core").lib.weft_is_terminal(2) then io.stderr:write "\n" end
-    loader:close()
+    local function take(pixels, which)
+      run(pixels)
+      for _, name in ipairs(which) do names[#names + 1] = name end
+      progress(#which)
+    end
+    if rule:size() then
+      options.depth = 3
+      each_batch(list, size, rule, options, report, take)
+    else each_picture(list, rule, options, report, take) end
+    if terminal then io.stderr:write "\n" end
+    if broken > 0 then say("%d of %d pictures could not be read", broken, #list) end
+    metadata = { names = require("weft.io.json").encode(names), preprocessing = rule:describe() }
   end
   if not next(parts) then error("no picture could be read", 0) end
   local out = {}
   for name, list in pairs(parts) do out[name] = weft.cat(list, 1) end
-  local ok, message = safetensors.save(args.output, out, { names = require("weft.io.json").encode(names) })
+  local ok, message = safetensors.save(args.output, out, metadata)
   if not ok then error(message, 0) end
   return broken > 0 and 1 or 0
 end

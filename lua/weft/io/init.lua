@@ -3,7 +3,8 @@ local args = require "weft.args"
 
 local M = {}
 
-local parts = { json = true, safetensors = true, tokenizer = true, image = true, loader = true }
+local parts = { json = true, safetensors = true, tokenizer = true, image = true, loader = true,
+  preprocess = true }
 
 local function ending(path, where)
   if type(path) ~= "string" then

@@ -301,6 +301,7 @@ function M.from_pretrained(name, overrides)
   local model = Dinov2.on_meta(Dinov2, config)
   weights.adopt(model, with_mask_token(model, ours), dir)
   rawset(model, "name", name)
+  rawset(model, "directory", dir)
   return model:eval(), #left > 0 and ("%s: left out: %s"):format(name, table.concat(left, ", ")) or nil
 end
 
