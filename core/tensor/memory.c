@@ -27,8 +27,12 @@ void weft_system_free(void *p) { free(p); }
 
 // --- the caching allocator. Sizes are rounded up to classes eight to a doubling, so at most 1/8 is
 // lost; a freed block waits in its class for the next of its size.
-#define CLASSES 256
+#define CLASSES 512
+#define HEADER 64                      // in front of a block, so that it stays aligned
+#define SLACK ((int64_t)256 << 20)
 typedef struct block { struct block *next; } block;
+typedef struct header { int class; } header;
+static int64_t held;                   // bytes of all blocks, live and waiting
 static block *cache[CLASSES];
 
 static int class_of(int64_t nbytes, int64_t *rounded) {
@@ -53,6 +57,43 @@ static weft_status out_of_memory(weft_backend *b, int64_t nbytes) {
                      (long long)b->memory->cached, (long long)b->memory->peak, limit);
 }
 
+static int64_t size_of_class(int c) {
+    if (c < 8) return (int64_t)(c + 1) * 64;
+    int shift = 9 + (c - 8) / 8;
+    return ((int64_t)1 << shift) + (int64_t)((c - 8) % 8 + 1) * ((int64_t)1 << (shift - 3));
+}
+
+// A waiting block of class c, or of one up to twice as large: shapes that vary from step to step
+// share blocks then, instead of each keeping its own.
+static block *take_cached(int c) {
+    int last = c < 8 ? c : c + 8;
+    for (int k = c; k <= last && k < CLASSES; k++) {
+        block *p = cache[k];
+        if (!p) continue;
+        cache[k] = p->next;
+        return p;
+    }
+    return NULL;
+}
+
+// Memory of the system, with its class in front. What waits is handed back first when it is more
+// than what lives (and worth it).
+static block *take_new(weft_backend *b, int c, int64_t rounded) {
+    weft_memory *m = b->memory;
+    if (m->cached > m->live + SLACK) b->trim(b);
+    if (m->limit > 0 && m->live + m->cached + rounded > m->limit) b->trim(b);
+    if (m->limit > 0 && m->live + rounded > m->limit) return NULL;
+    header *h = weft_system_alloc(rounded + HEADER, m);
+    if (!h) {
+        b->trim(b);
+        h = weft_system_alloc(rounded + HEADER, m);
+    }
+    if (!h) return NULL;
+    h->class = c;
+    held += rounded;
+    return (block *)(void *)((char *)h + HEADER);
+}
+
 static void *cpu_allocate(weft_backend *b, int64_t nbytes) {
     weft_memory *m = b->memory;
     int64_t rounded;
@@ -61,40 +102,30 @@ static void *cpu_allocate(weft_backend *b, int64_t nbytes) {
         return NULL;
     }
     int c = class_of(nbytes, &rounded);
-    block *p = cache[c];
-    if (p) {
-        cache[c] = p->next;
-        m->cached -= rounded;
-    } else {
-        if (m->limit > 0 && m->live + m->cached + rounded > m->limit) b->trim(b);
-        if (m->limit > 0 && m->live + rounded > m->limit) {
-            out_of_memory(b, nbytes);
-            return NULL;
-        }
-        p = weft_system_alloc(rounded, m);
-        if (!p) {
-            b->trim(b);
-            p = weft_system_alloc(rounded, m);
-        }
-        if (!p) {
-            out_of_memory(b, nbytes);
-            return NULL;
-        }
+    block *p = take_cached(c);
+    if (!p) p = take_new(b, c, rounded);
+    if (!p) {
+        out_of_memory(b, nbytes);
+        return NULL;
     }
     m->live += rounded;
+    m->cached = held - m->live;
     m->pressure += rounded;
     if (m->live > m->peak) m->peak = m->live;
     return p;
 }
 
+static header *header_of(void *data) { return (header *)(void *)((char *)data - HEADER); }
+
 static void cpu_release(weft_backend *b, void *data, int64_t nbytes) {
     int64_t rounded;
-    int c = class_of(nbytes, &rounded);
+    class_of(nbytes, &rounded);
+    int c = header_of(data)->class;
     block *p = data;
     p->next = cache[c];
     cache[c] = p;
     b->memory->live -= rounded;
-    b->memory->cached += rounded;
+    b->memory->cached = held - b->memory->live;
 }
 
 static void cpu_trim(weft_backend *b) {
@@ -102,10 +133,11 @@ static void cpu_trim(weft_backend *b) {
         while (cache[c]) {
             block *p = cache[c];
             cache[c] = p->next;
-            weft_system_free(p);
+            held -= size_of_class(c);
+            weft_system_free(header_of(p));
         }
     }
-    b->memory->cached = 0;
+    b->memory->cached = held - b->memory->live;
 }
 
 static void *meta_allocate(weft_backend *b, int64_t nbytes) {
