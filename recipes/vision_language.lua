@@ -38,19 +38,38 @@ function Stage1:init(c, data)
     end })
   end
   self.features = weft.train.features(c.features)
+  self.features.dir, self.flip = data.dir and data.dir .. "/features", data.flip
 end
 
 -- Patches of the encoder. While all of it is frozen each picture passes through it once.
 function Stage1:patches(batch)
-  local function compute() return self.vision(batch.pixels).patches end
-  if self:features_usable() then return (self.features:batch(batch.image_ids, compute)) end
-  return (compute())
+  if not self:features_usable() then return (self.vision(batch.pixels).patches) end
+  local at = {}  -- where a row's pixels are
+  for row = 1, #batch.image_ids do at[row] = row - 1 end
+  for k, row in ipairs(batch.pixel_rows or {}) do at[row] = k - 1 end
+  return (self.features:batch(batch.image_ids, function(rows)
+    local places = {}
+    for k, row in ipairs(rows) do places[k] = at[row] end
+    return self.vision(weft.index_select(batch.pixels, weft.tensor(places, { dtype = "int64" }), 1)).patches
+  end))
 end
 
+-- Its output is a function of the picture: nothing in it trains, no picture is flipped.
 function Stage1:features_usable()
-  return self.training and self.features.enabled and self.vision:count(true) == 0
+  return self.training and self.features.enabled and not self.flip and self.vision:count(true) == 0
 end
-function Stage1:features_cached(ids) return self:features_usable() and self.features:covers(ids) end
+function Stage1:features_cached(id) return self:features_usable() and self.features:has(id) end
+function Stage1:phase_changed()
+  if self.vision:count(true) > 0 then self.features:clear() end
+end
+
+function Stage1:notes()
+  local f = self.features
+  if f.enabled and self.flip then return { "features: not kept, since data.flip makes a picture differ from itself" } end
+  if not f.enabled then return { "features: not kept (features.enabled=false): the frozen encoder runs at every step" } end
+  return { ("features: while the encoder is frozen each picture passes through it once; up to %d MiB are kept in memory, %d on disk")
+    :format(f.budget / 2 ^ 20, f.disk_budget / 2 ^ 20) }
+end
 
 -- dual: pooled features of both sides, before projection
 function Stage1:dual(V, batch)
@@ -59,10 +78,12 @@ function Stage1:dual(V, batch)
 end
 
 function Stage1:losses(batch)
-  local V = self.compress(self:patches(batch))                                -- [B, N, 128]
+  local patches = self:patches(batch)
+  local V = self.compress(patches)                                            -- [B, N, 128]
   local image, text = self:dual(V, batch)
+  local frozen = self.vision:count(true) == 0
   local keys = self.momentum and self.momentum:with(function()
-    local Vm = self.compress(self.vision(batch.pixels).patches)
+    local Vm = self.compress(frozen and patches or self.vision(batch.pixels).patches)
     local i, t = self.itc:project(self:dual(Vm, batch))
     return { image = i, text = t }
   end)
@@ -73,7 +94,9 @@ function Stage1:losses(batch)
   local z, kl
   if self.memory then z, kl = self.memory(V) end
   local caption = self.fusion:caption(V, z, batch.ids, { mask = batch.mask }) * batch.token_share   -- caption pass
-  return { itc = pair.loss, itm = match, lm = caption, memory = kl }
+  local t = batch.text
+  local plain = t and self.fusion:plain(t.ids, { mask = t.mask }) * t.token_share                   -- text only
+  return { itc = pair.loss, itm = match, lm = caption, text = plain, memory = kl }
 end
 
 -- --- what evaluation asks
@@ -106,7 +129,15 @@ end
 function Stage1:metrics()
   local c = self.itc.counts or {}
   return { itm_acc = self.itm.accuracy, itm_majority = self.itm.majority, itc_negatives = c.negatives, itc_same_picture = c.same_picture,
-    itc_same_caption = c.same_caption, tau = self.itc.tau:item(), queue = self.queue:filled() }
+    itc_same_caption = c.same_caption, itc_skipped = self.itc.skipped,
+    itm_skipped = self.itm.skipped_rows, itm_likeness = self.itm.likeness, tau = self.itc.tau:item(), queue = self.queue:filled() }
+end
+
+-- Values of losses whose head ignores its input: what it pays to be compared with.
+function Stage1:priors()
+  local p = self.itm.majority
+  return { itc = self.itc.counts and self.itc.counts.prior,
+    itm = p and p < 1 and -p * math.log(p) - (1 - p) * math.log(1 - p) or nil }
 end
 
 -- What a run leaves beside its figures.
@@ -115,6 +146,26 @@ local function finish(run, result)
   require("weft.report.sheet").write(run, run.dir .. "/samples", result.captions and result.captions.samples)
   require("weft.report.curves").write(run.dir)
   require("weft.report.tables").print(run, result)
+end
+
+-- Parts that no loss reaches when its weight is 0: frozen, so that nothing is thought to train.
+local function unused(c)
+  local w, out = c.weights, {}
+  if w.itc == 0 then out[#out + 1] = "itc" end
+  if w.itm == 0 then
+    out[#out + 1] = "itm"
+    for i = 0, c.fusion.layers - 1 do
+      out[#out + 1] = ("fusion.image.%d%s"):format(i, i < c.fusion.layers - 1 and ".from_text" or "")
+    end
+  end
+  if w.lm == 0 and c.memory.kind == "larimar" then out[#out + 1] = "memory" end
+  if w.lm == 0 and w.itm == 0 then out[#out + 1] = "fusion" end
+  return out
+end
+
+local function frozen(c, list)
+  for _, name in ipairs(unused(c)) do list[#list + 1] = name end
+  return list
 end
 
 return {
@@ -127,8 +178,8 @@ return {
   evaluate = { weft.eval.retrieval, weft.eval.itm, weft.eval.captions },
   phases = function(config)
     return {
-      { name = "Phase 1", epochs = config.warmup_epochs, frozen = { "vision.base", "vision.lora" } },
-      { name = "Phase 2", frozen = { "vision.base" }, on_enter = config.phase_switch },
+      { name = "Phase 1", epochs = config.warmup_epochs, frozen = frozen(config, { "vision.base", "vision.lora" }) },
+      { name = "Phase 2", frozen = frozen(config, { "vision.base" }), on_enter = config.phase_switch },
     }
   end,
 }

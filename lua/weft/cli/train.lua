@@ -5,6 +5,7 @@ local M = {
   about = "key.sub=value changes the recipe's defaults; a list is [a,b]. A run lies in runs/<recipe>/<date>-<name>.",
   options = {
     { "resume", "go on with a run, from its newest good checkpoint", value = "RUN" },
+    { "allow", "with --resume: keys that may differ from the run's, by commas", value = "KEYS" },
     { "name", "the run's name", value = "NAME", default = "run" },
     { "runs", "folder of all runs", value = "DIR", default = "runs" },
     { "dir", "the run's own folder, in place of a dated one", value = "DIR" },
@@ -39,15 +40,25 @@ local function dry_run(run)
   run.log.dir = nil
   run:print_start()
   run:enter_phase()
-  local batch = run.data.train:reader({ epoch = 1, position = 0, batch = run.options.batch, accumulate = run.options.accumulate,
-    seed = run.options.seed })()
-  local start = clock()
-  batch.micro = run.options.accumulate
-  run.sums = {}
-  run.optimizer:zero_grad()
-  run:micro_step(batch, function(b) return run.model:losses(b) end)
+  local start, pictures = clock(), 0
+  for batch in run:batches() do
+    run:micro_step(batch, function(b) return run.model:losses(b) end)
+    pictures = pictures + #batch.indices
+    if batch.micro == run.options.accumulate then break end
+  end
   run.log:line("dry run: one step of %d pictures took %.2f s; peak of tensors %d MiB, of the process %d MiB; nothing was kept",
-    #batch.indices, clock() - start, tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, tonumber(C.weft_peak_rss()))
+    pictures, clock() - start, tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, tonumber(C.weft_peak_rss()))
+end
+
+-- A folder of its own below the system's, gone after fn.
+local function in_passing(fn)
+  local files = require "weft.files"
+  local name = os.tmpname()
+  local dir = name .. ".dry"
+  local ok, message = pcall(fn, dir)
+  os.remove(name)
+  if files.exists(dir) then files.remove_dir(dir) end
+  if not ok then error(message, 0) end
 end
 
 function M.run(args)
@@ -63,7 +74,9 @@ function M.run(args)
   if args.resume then
     if path then error({ usage = "--resume takes its recipe from the run; name only the run" }, 0) end
     local message
-    run, message = train.open(args.resume, { quiet = args.quiet, overrides = overrides })
+    local allow = {}
+    for key in (args.allow or ""):gmatch "[^,%s]+" do allow[#allow + 1] = key end
+    run, message = train.open(args.resume, { quiet = args.quiet, overrides = overrides, allow = allow })
     if not run then error(message, 0) end
   else
     if not path then error({ usage = "a recipe is expected, such as recipes/stage1.lua" }, 0) end
@@ -72,16 +85,16 @@ function M.run(args)
       print_config(recipe.config)
       return 0
     end
-    local dir, given = nil, { name = args.name, root = args.runs, dir = args.dir, quiet = args.quiet, overrides = overrides }
-    if args["dry-run"] then dir = os.tmpname() .. ".dry" end
-    given.dir = dir or given.dir
-    if args.branch then run = train.branch(recipe, args.branch, given) else run = train.start(recipe, given) end
-    if dir then
-      local ok, message = pcall(dry_run, run)
-      os.execute(("rm -rf '%s'"):format(dir))
-      if not ok then error(message, 0) end
+    local function start(dir)
+      local given = { name = args.name, root = args.runs, dir = dir, quiet = args.quiet, overrides = overrides }
+      if args.branch then return (train.branch(recipe, args.branch, given)) end
+      return (train.start(recipe, given))
+    end
+    if args["dry-run"] then
+      in_passing(function(dir) dry_run(start(dir)) end)
       return 0
     end
+    run = start(args.dir)
   end
   if args["until"] then require("weft.train.branch").stop_after(run, args["until"]) end
   C.weft_catch_stop(true)

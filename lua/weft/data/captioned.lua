@@ -10,13 +10,21 @@ local Dataset = {}
 Dataset.__index = Dataset
 
 ---@param rows table[]  { path, name, caption, image_id, caption_id, ids }
----@param options table  size (pixels), resize (short edge), length (caption tokens), pad, threads, cache (MiB), flip
+---@param options table  size (pixels), resize (short edge), length (caption tokens), pad, vocab, threads,
+---  cache (MiB), flip, text (lists of token ids)
 function Dataset.new(rows, options)
+  for i, row in ipairs(rows) do
+    for _, id in ipairs(row.ids or {}) do
+      if options.vocab and (id < 0 or id >= options.vocab) then
+        A.raise("token %d outside 0..%d, caption %d (%s)", id, options.vocab - 1, i, row.name)
+      end
+    end
+  end
   return setmetatable({ rows = rows, options = options, damaged = {} }, Dataset)
 end
 
 function Dataset:size() return #self.rows end
-function Dataset:count_batches(batch) return math.floor(#self.rows / batch) end
+function Dataset:count_batches(batch) return math.floor(self:size() / batch) end
 
 local function loader(self)
   if not self.loader_ then
@@ -36,10 +44,11 @@ function Dataset:order(seed, epoch)
   return out
 end
 
----Batches of an epoch as lists of rows: full ones only, a picture at most once in each.
+---Batches of an epoch as lists of rows, always count_batches of them; a picture at most once in each,
+---so that where most pictures are the same a batch may come out short.
 function Dataset:plan(seed, epoch, batch)
   local waiting, batches = self:order(seed, epoch), {}
-  while #waiting >= batch do
+  while #batches < self:count_batches(batch) do
     local list, seen, rest = {}, {}, {}
     for _, i in ipairs(waiting) do
       local id = self.rows[i].image_id
@@ -49,7 +58,6 @@ function Dataset:plan(seed, epoch, batch)
         rest[#rest + 1] = i
       end
     end
-    if #list < batch then break end
     batches[#batches + 1], waiting = list, rest
   end
   return batches
@@ -58,19 +66,18 @@ end
 ---Hash of the rows and of the first epochs' order, for result.json.
 function Dataset:order_hash(seed)
   local parts = {}
-  for _, r in ipairs(self.rows) do parts[#parts + 1] = r.name .. "\t" .. r.caption end
+  for _, r in ipairs(self.rows) do parts[#parts + 1] = ("%s\t%s\t%s"):format(r.name, r.caption, r.hash or "") end
   for epoch = 1, 2 do parts[#parts + 1] = table.concat(self:order(seed, epoch), ",") end
   return files.hash(table.concat(parts, "\n"))
 end
 
--- Token ids as int64 [B, L] padded to the right; mask is true where a token stands.
-local function tokens(self, indices)
+-- Lists of token ids as int64 [B, L] padded to the right; mask is true where a token stands.
+local function tokens(self, lists)
   local o = self.options
-  local B, L = #indices, o.length
+  local B, L = #lists, o.length
   local ids, mask = create.full { B, L, value = o.pad, dtype = "int64" }, create.zeros { B, L, dtype = "bool" }
   local p, m, count = ids:data(), mask:data(), 0
-  for b, i in ipairs(indices) do
-    local row = self.rows[i].ids
+  for b, row in ipairs(lists) do
     for k = 1, #row do
       p[(b - 1) * L + k - 1] = row[k]
       m[(b - 1) * L + k - 1] = 1
@@ -86,7 +93,9 @@ local function describe(self, indices)
     local r = self.rows[i]
     batch.image_ids[b], batch.caption_ids[b], batch.captions[b], batch.paths[b] = r.image_id, r.caption_id, r.caption, r.path
   end
-  batch.ids, batch.mask, batch.tokens = tokens(self, indices)
+  local lists = {}
+  for b, i in ipairs(indices) do lists[b] = self.rows[i].ids end
+  batch.ids, batch.mask, batch.tokens = tokens(self, lists)
   return batch
 end
 
@@ -98,11 +107,14 @@ local function submit(self, indices, flips)
   return (loader(self):submit(plan))
 end
 
--- A damaged picture leaves its batch; its place is taken by nothing.
+-- A damaged picture leaves its batch; its place is taken by nothing. batch.pixel_rows says which rows
+-- of the batch have pixels, problems are by row of pixels.
 local function drop_damaged(self, batch, problems)
-  local bad = false
-  for b, message in pairs(problems) do
-    bad = true
+  if next(problems) == nil then return batch end
+  local bad = {}
+  for k, message in pairs(problems) do
+    local b = batch.pixel_rows[k]
+    bad[b] = true
     local name = self.rows[batch.indices[b]].name
     if not self.damaged[name] then
       self.damaged[name] = message
@@ -110,19 +122,49 @@ local function drop_damaged(self, batch, problems)
       if self.on_damage then self.on_damage(name, message) end
     end
   end
-  if not bad then return batch end
-  local kept, places = {}, {}
+  local kept, new_place = {}, {}
   for b, i in ipairs(batch.indices) do
-    if not problems[b] then
+    if not bad[b] then
       kept[#kept + 1] = i
-      places[#places + 1] = b - 1
+      new_place[b] = #kept
     end
   end
-  if #kept == 0 then return nil end
-  local again = describe(self, kept)
-  local index = create.tensor(places, { dtype = "int64" })
-  again.pixels = ops.index_select(batch.pixels, index, 1)
+  if #kept == 0 then return { indices = {}, tokens = 0 } end
+  local again, places = describe(self, kept), {}
+  again.pixel_rows, again.covered = {}, batch.covered
+  for k, b in ipairs(batch.pixel_rows) do
+    if not bad[b] then
+      places[#places + 1] = k - 1
+      table.insert(again.pixel_rows, new_place[b])
+    end
+  end
+  if #places > 0 then
+    again.pixels = ops.index_select(batch.pixels, create.tensor(places, { dtype = "int64" }), 1)
+  end
   return again
+end
+
+local function all_rows(n)
+  local out = {}
+  for b = 1, n do out[b] = b end
+  return out
+end
+
+---Takes out the rows whose picture can't be read: for sets that are scored, whose rows are counted.
+function Dataset:drop_damaged()
+  local kept, step = {}, 16
+  for first = 1, #self.rows, step do
+    local indices = {}
+    for i = first, math.min(first + step - 1, #self.rows) do indices[#indices + 1] = i end
+    local pixels, problems = loader(self):take(submit(self, indices))
+    pixels:free()
+    local batch = { indices = indices, pixel_rows = all_rows(#indices) }
+    drop_damaged(self, batch, problems)
+    for b, i in ipairs(indices) do
+      if not problems[b] then kept[#kept + 1] = self.rows[i] end
+    end
+  end
+  self.rows = kept
 end
 
 ---One batch of given rows, at once: what evaluation and checks use.
@@ -131,18 +173,45 @@ function Dataset:batch_of(indices, with_pixels)
   if with_pixels ~= false then
     local problems
     batch.pixels, problems = loader(self):take(submit(self, indices))
-    batch = drop_damaged(self, batch, problems) or A.raise("no picture of this batch can be read: %s", batch.paths[1])
+    batch.pixel_rows = all_rows(#indices)
+    local path = batch.paths[1]
+    batch = drop_damaged(self, batch, problems)
+    if #batch.indices == 0 then A.raise("no picture of this batch can be read: %s", path) end
   end
   batch.micro, batch.token_share = 1, 1
   return batch
 end
 
+-- Plain text of a micro-step: the next lines of a permutation that is keyed by seed and pass.
+local function text_batch(self, o, at)
+  local text, n = self.options.text, #self.options.text
+  local first, lists, order, pass = ((o.epoch - 1) * o.per_epoch + at - 1) * o.batch, {}, nil, nil
+  for k = first, first + math.min(o.batch, n) - 1 do
+    if math.floor(k / n) ~= pass then
+      pass = math.floor(k / n)
+      order = ops.randperm(n, "cpu", { key = random.hash("text order", o.seed), counter = 0ULL + pass }):totable()
+    end
+    lists[#lists + 1] = text[order[k % n + 1] + 1]
+  end
+  return lists
+end
+
+-- Tokens to predict in lists of ids.
+local function predicted(lists)
+  local n = 0
+  for _, ids in ipairs(lists) do n = n + #ids - 1 end
+  return n
+end
+
 ---Reads an epoch from a position on, pictures decoded ahead.
----@param o table  epoch, position (batches already taken), batch, accumulate, limit, seed, covered(ids)
----@return function next  the next batch, or nil
+---@param o table  epoch, position (batches already taken), batch, accumulate, limit, seed, covered(id): true for
+---  pictures whose pixels are not needed
+---@return function next  the next batch, or nil. pixels are those of pixel_rows; a batch
+---  none of whose pictures can be read has no indices
 function Dataset:reader(o)
   local plan = self:plan(o.seed, o.epoch, o.batch)
   local last = math.min(#plan, o.limit or #plan)
+  o.per_epoch = last
   local at, ahead, queue = o.position, o.position, {}
   local function flips(n)
     if not self.options.flip then return nil end
@@ -155,39 +224,53 @@ function Dataset:reader(o)
   local function fill()
     while ahead < last and ahead - at < 2 do
       ahead = ahead + 1
-      local ids = {}
-      for b, i in ipairs(plan[ahead]) do ids[b] = self.rows[i].image_id end
-      local covered = o.covered and not self.options.flip and o.covered(ids)
-      queue[ahead] = covered and "covered" or submit(self, plan[ahead], flips(ahead))
+      local rows, indices = {}, {}
+      for b, i in ipairs(plan[ahead]) do
+        if self.options.flip or not o.covered or not o.covered(self.rows[i].image_id) then
+          rows[#rows + 1], indices[#indices + 1] = b, i
+        end
+      end
+      queue[ahead] = { rows = rows, ticket = #rows > 0 and submit(self, indices, flips(ahead)) or nil }
     end
   end
+  -- share of a micro-step's loss, so that the step's is a sum over its tokens divided by all of them
+  local function share(own, lists_at, n)
+    local first, total = at - (at - 1) % o.accumulate, 0
+    for k = first, math.min(first + o.accumulate - 1, last) do total = total + predicted(lists_at(k)) end
+    return own * n / math.max(total, 1)
+  end
+  local function captions(k)
+    local lists = {}
+    for b, i in ipairs(plan[k]) do lists[b] = self.rows[i].ids end
+    return lists
+  end
   return function()
-    while at < last do
-      fill()
-      at = at + 1
-      local batch = describe(self, plan[at])
-      if queue[at] ~= "covered" then
-        local before = loader(self):waited()
-        local pixels, problems = loader(self):take(queue[at])
-        batch.pixels = pixels:keep()
-        batch.waited = loader(self):waited() - before
-        batch = drop_damaged(self, batch, problems)
-      end
-      queue[at] = nil
-      fill()
-      if batch then
-        -- tokens of the whole step, known before its first picture is decoded
-        local first = at - (at - 1) % o.accumulate
-        local total = 0
-        for k = first, math.min(first + o.accumulate - 1, last) do
-          for _, i in ipairs(plan[k]) do total = total + #self.rows[i].ids - 1 end
-        end
-        batch.micro = (at - 1) % o.accumulate + 1
-        batch.token_share = batch.tokens * o.accumulate / math.max(total, 1)
-        batch.ids, batch.mask = batch.ids:keep(), batch.mask:keep()
-        return batch
+    if at >= last then return nil end
+    fill()
+    at = at + 1
+    local next_, batch = queue[at], describe(self, plan[at])
+    local waited = 0
+    batch.pixel_rows = next_.rows
+    if next_.ticket then
+      local before = loader(self):waited()
+      local pixels, problems = loader(self):take(next_.ticket)
+      batch.pixels = pixels:keep()
+      waited = loader(self):waited() - before
+      batch = drop_damaged(self, batch, problems)
+    end
+    queue[at] = nil
+    fill()
+    batch.waited, batch.micro = waited, (at - 1) % o.accumulate + 1
+    batch.token_share = share(batch.tokens, captions, o.accumulate)
+    if #batch.indices > 0 then
+      batch.ids, batch.mask = batch.ids:keep(), batch.mask:keep()
+      if self.options.text then
+        local function lines(k) return text_batch(self, o, k) end
+        local ids, mask, n = tokens(self, lines(at))
+        batch.text = { ids = ids:keep(), mask = mask:keep(), tokens = n, token_share = share(n, lines, o.accumulate) }
       end
     end
+    return batch
   end
 end
 

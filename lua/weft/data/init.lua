@@ -44,12 +44,35 @@ local function encode(t, special, caption, length)
   return out, cut, #ids
 end
 
+-- Lines of the plain text, and a note on them.
+local function text_lines(c)
+  if c.text == "" then return nil end
+  local text, message = files.read(c.text)
+  if not text then error("data.text: " .. message, 0) end
+  local lines, empty = {}, 0
+  for line in text:gmatch "[^\n]+" do
+    line = line:gsub("%s+", " "):gsub("^ ", ""):gsub(" $", "")
+    if line == "" then empty = empty + 1 else lines[#lines + 1] = line end
+  end
+  if #lines == 0 then error(("data.text: %s has no line of text"):format(c.text), 0) end
+  return lines, ("text: %d lines of %s, %d blank ones left out"):format(#lines, c.text, empty)
+end
+
+local function options_of(c, t, special)
+  local image = require "weft.io.image"
+  return { size = c.size, resize = c.resize, length = c.length, pad = special.pad, vocab = t.size, threads = c.threads, cache = c.cache,
+    flip = c.flip, mean = image.mean, std = image.std }
+end
+
 ---Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
----@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, threads, cache, flip
+---@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, threads,
+---  cache, flip, limit, text (a file of plain text, one utterance a line)
 ---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
 function M.captioned(c, o)
   c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
     threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
+  if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
+  if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
   local pairs_, counts = find.find(c.root, c.kind)
   if not pairs_ then error("data: " .. counts, 0) end
   if c.limit > 0 and #pairs_ > c.limit then
@@ -68,38 +91,43 @@ function M.captioned(c, o)
       n_captions = n_captions + 1
       caption_ids[key] = n_captions
     end
-    p.image_id, p.caption_id = image_ids[hash], caption_ids[key]
+    p.hash, p.image_id, p.caption_id = hash, image_ids[hash], caption_ids[key]
   end
   local train, test = split.by_caption(pairs_, c.held_out, o.seed)
   if o.dir and not o.tokenizer then
     local saved = o.dir .. "/tokenizer.json"
     if files.exists(saved) then o.tokenizer = assert(require("weft.io.tokenizer").load(saved)) end
   end
-  local t, special = tokenizer_of({ given = o.tokenizer, tokenizer = c.tokenizer, vocab = c.vocab }, train)
+  local lines, text_notes = text_lines(c)
+  local t, special = tokenizer_of({ given = o.tokenizer, tokenizer = c.tokenizer, vocab = c.vocab }, train, lines)
   local cut, longest = 0, 0
   for _, r in ipairs(pairs_) do
     local was_cut, n
     r.ids, was_cut, n = encode(t, special, r.caption, c.length)
     cut, longest = cut + (was_cut and 1 or 0), math.max(longest, n)
   end
-  local image = require "weft.io.image"
-  local options = { size = c.size, resize = c.resize, length = c.length, pad = special.pad, threads = c.threads, cache = c.cache,
-    flip = c.flip, mean = image.mean, std = image.std }
-  local data = { train = Dataset.new(train, options), test = Dataset.new(test, options), tokenizer = t, special = special,
-    vocab = t.size, length = c.length, size = c.size }
+  local options = options_of(c, t, special)
+  local train_options = options_of(c, t, special)
+  if lines then
+    train_options.text = {}
+    for i, line in ipairs(lines) do train_options.text[i] = (encode(t, special, line, c.length)) end
+  end
+  local data = { train = Dataset.new(train, train_options), test = Dataset.new(test, options), tokenizer = t, special = special,
+    vocab = t.size, length = c.length, size = c.size, flip = c.flip }
   data.notes = {
-    ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; %d without a caption left out")
-      :format(#pairs_, n_images, #train, #test, counts.without),
+    ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; left out: %d without a caption, %d not there")
+      :format(#pairs_, n_images, #train, #test, counts.without, counts.missing),
     ("captions: %d distinct, %.1f %% cut at %d tokens, longest %d, %d empty; vocabulary %d")
       :format(n_captions, 100 * cut / #pairs_, c.length, longest, counts.empty, t.size),
     ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
       :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
   }
+  data.notes[#data.notes + 1] = text_notes
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
     if ok then
       ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, held_out = #test, length = c.length,
-        size = c.size, resize = c.resize, mean = image.mean, std = image.std, vocab = t.size })
+        size = c.size, resize = c.resize, mean = options.mean, std = options.std, vocab = t.size })
     end
     if not ok then error(message, 0) end
   end
@@ -118,7 +146,6 @@ function M.recorded(dir)
   local function set(n)
     local part = Dataset.new({}, options)
     function part:size() return n end
-    function part:count_batches(batch) return math.floor(n / batch) end
     return part
   end
   return { train = set(d.pictures), test = set(d.held_out), tokenizer = t, special = special, vocab = t.size, length = d.length, size = d.size }

@@ -22,7 +22,7 @@ local function folder(root)
       else out[#out + 1] = { path = root .. "/" .. name, name = name, caption = caption } end
     end
   end
-  return out, { without = without, empty = empty }
+  return out, { without = without, empty = empty, missing = 0 }
 end
 
 -- One field of a csv line, quotes doubled inside quotes.
@@ -54,12 +54,12 @@ end
 
 local function add(out, counts, root, name, caption, where)
   if type(name) ~= "string" or type(caption) ~= "string" then
-    return nil, where .. ": a picture and a caption are expected"
+    return nil, where .. ": the name of a picture and a caption are expected"
   end
   caption = clean(caption)
   local path = name:sub(1, 1) == "/" and name or root .. "/" .. name
   if caption == "" then counts.empty = counts.empty + 1
-  elseif not files.exists(path) then counts.without = counts.without + 1
+  elseif not files.exists(path) then counts.missing = counts.missing + 1
   else out[#out + 1] = { path = path, name = name, caption = caption } end
   return true
 end
@@ -67,7 +67,7 @@ end
 local function csv(root, file)
   local text, message = files.read(file)
   if not text then return nil, message end
-  local out, counts, n = {}, { without = 0, empty = 0 }, 0
+  local out, counts, n = {}, { without = 0, empty = 0, missing = 0 }, 0
   for line in (text .. "\n"):gmatch "([^\n]*)\r?\n" do
     n = n + 1
     line = line:gsub("\r$", "")
@@ -87,13 +87,17 @@ local function jsonl(root, file)
   local json = require "weft.io.json"
   local text, message = files.read(file)
   if not text then return nil, message end
-  local out, counts, n = {}, { without = 0, empty = 0 }, 0
-  for line in text:gmatch "[^\n]+" do
+  local out, counts, n = {}, { without = 0, empty = 0, missing = 0 }, 0
+  for line in (text .. "\n"):gmatch "([^\n]*)\n" do
     n = n + 1
-    local row, why = json.decode(line)
-    if not row then return nil, ("%s:%d: %s"):format(file, n, tostring(why)) end
-    local ok, problem = add(out, counts, root, row.image or row.file_name or row.path, row.caption or row.text, ("%s:%d"):format(file, n))
-    if not ok then return nil, problem end
+    if line:find "%S" then
+      local row, why = json.decode(line)
+      if type(row) ~= "table" then
+        return nil, ("%s:%d: %s"):format(file, n, row == nil and tostring(why) or "an object with image and caption is expected")
+      end
+      local ok, problem = add(out, counts, root, row.image or row.file_name or row.path, row.caption or row.text, ("%s:%d"):format(file, n))
+      if not ok then return nil, problem end
+    end
   end
   return out, counts
 end
@@ -102,10 +106,10 @@ local function coco(root, file)
   local json = require "weft.io.json"
   local doc, message = json.read(file)
   if not doc then return nil, message end
-  if type(doc.images) ~= "table" or type(doc.annotations) ~= "table" then
+  if type(doc) ~= "table" or type(doc.images) ~= "table" or type(doc.annotations) ~= "table" then
     return nil, file .. ": a COCO file has images and annotations"
   end
-  local names, out, counts = {}, {}, { without = 0, empty = 0 }
+  local names, out, counts = {}, {}, { without = 0, empty = 0, missing = 0 }
   for _, image in ipairs(doc.images) do names[image.id] = image.file_name end
   for i, a in ipairs(doc.annotations) do
     local ok, why = add(out, counts, root, names[a.image_id], a.caption, ("%s: annotation %d"):format(file, i))
@@ -137,7 +141,10 @@ function M.find(root, kind)
   local default = { csv = "captions.csv", jsonl = "captions.jsonl", coco = "captions.json" }
   local list, counts = reader(root, found == kind and file or root .. "/" .. (default[kind] or ""))
   if not list then return nil, counts end
-  if #list == 0 then return nil, ("no captioned pictures below %s (kind %s): %d pictures have no caption"):format(root, kind, counts.without) end
+  if #list == 0 then
+    return nil, ("no captioned pictures below %s (kind %s): %d pictures without a caption, %d captions whose picture is not there")
+      :format(root, kind, counts.without, counts.missing)
+  end
   return list, counts
 end
 

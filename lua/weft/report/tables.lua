@@ -49,11 +49,6 @@ end
 function M.print(run, result)
   run.log:line("")
   for _, line in ipairs(M.lines(result.evaluations)) do run.log:line("%s", line) end
-  local first, last = result.evaluations[#result.evaluations - 1], result.evaluations[#result.evaluations]
-  if first and last and first.values.retrieval and last.values.retrieval and #result.evaluations > 2
-    and last.values.retrieval.r_mean < first.values.retrieval.r_mean then
-    run.log:line("%s ends below %s in mean recall: its checkpoint is kept beside the last", last.label, first.label)
-  end
   run.log:line("")
   for _, s in ipairs(result.captions and result.captions.samples or {}) do
     run.log:line("%-28s  true: %-44s  generated: %s", s.name:match "[^/]*$", s.caption, s.generated)

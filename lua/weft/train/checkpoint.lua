@@ -26,8 +26,17 @@ end
 
 ---Names of checkpoints in a run's folder, newest first.
 function M.list(run_dir)
-  local names = files.list(run_dir .. "/ckpt") or {}
+  local dir = run_dir .. "/ckpt/"
+  local names = files.list(dir) or {}
   local out = {}
+  for _, name in ipairs(names) do
+    -- set aside by a save that did not come to its end
+    local step = name:match "^%.old_(step_%d+)$"
+    if step and not files.exists(dir .. step) and files.rename_dir(dir .. name, dir .. step) then
+      names = files.list(dir) or {}
+      break
+    end
+  end
   for _, name in ipairs(names) do
     if name:match "^step_%d+$" then table.insert(out, 1, name) end
   end
@@ -67,9 +76,16 @@ function M.save(run_dir, step, parts, state)
   manifest.files["state.json"] = { bytes = #text, checksum = files.hash(text) }
   ok, message = json.write(side .. "/manifest.json", manifest)
   if not ok then return nil, message end
-  if files.is_dir(final) then files.remove_dir(final) end
+  -- one of the same step is set aside until the new one stands
+  local aside = run_dir .. "/ckpt/.old_" .. name
+  if files.is_dir(aside) then files.remove_dir(aside) end
+  if files.is_dir(final) then
+    ok, message = files.rename_dir(final, aside)
+    if not ok then return nil, message end
+  end
   ok, message = files.rename_dir(side, final)
   if not ok then return nil, message end
+  files.remove_dir(aside)
   files.write(run_dir .. "/ckpt/latest", name .. "\n")
   return final
 end
@@ -119,6 +135,9 @@ end
 
 ---Keeps the newest n checkpoints and those in `keep` (by name).
 function M.prune(run_dir, n, keep)
+  for _, name in ipairs(files.list(run_dir .. "/ckpt") or {}) do
+    if name:find "^%.writing_" then files.remove_dir(run_dir .. "/ckpt/" .. name) end  -- of a run that was killed
+  end
   for i, name in ipairs(M.list(run_dir)) do
     if i > n and not (keep and keep[name]) then files.remove_dir(run_dir .. "/ckpt/" .. name) end
   end

@@ -16,22 +16,19 @@ local function path_of(self, id) return ("%s/%s.safetensors"):format(self.dir, t
 
 function Cache:has(id) return self.held[id] ~= nil or self.stored[id] ~= nil end
 
----True when every picture of a batch is here: its pixels need not be decoded.
-function Cache:covers(ids)
-  for _, id in ipairs(ids) do
-    if not self:has(id) then return false end
-  end
-  return #ids > 0
-end
-
 local function put(self, id, t)
   local n = t:numel() * 4
   if self.bytes + n <= self.budget then
     self.held[id] = t:detach():clone():keep()
     self.bytes = self.bytes + n
   elseif self.dir and self.disk_bytes + n <= self.disk_budget then
-    if self.disk_bytes == 0 then assert(files.make_dirs(self.dir)) end
-    assert(require("weft.io.safetensors").save(path_of(self, id), { features = t:detach() }))
+    if self.disk_bytes == 0 then
+      files.remove_dir(self.dir)  -- of a run before
+      local ok, message = files.make_dirs(self.dir)
+      if not ok then error("features: " .. message, 0) end
+    end
+    local ok, message = require("weft.io.safetensors").save(path_of(self, id), { features = t:detach() })
+    if not ok then error("features: " .. message, 0) end
     self.stored[id] = true
     self.disk_bytes = self.disk_bytes + n
   end
@@ -42,31 +39,34 @@ local function get(self, id)
   return assert(require("weft.io.safetensors").load(path_of(self, id))).features
 end
 
----Features of a batch: from here where they are known, else by compute(), and remembered.
+---Features of a batch: what is known from here, the rest by compute(rows), once, and remembered.
 ---@param ids any[]  picture ids
----@param compute function  () -> tensor [B, ...]
+---@param compute function  (rows: positions in ids, from 1) -> tensor [#rows, ...]
 function Cache:batch(ids, compute)
   local weft = require "weft"
-  if self:covers(ids) then
-    self.served = self.served + #ids
-    local parts = {}
-    for i, id in ipairs(ids) do parts[i] = get(self, id) end
-    return (weft.stack(parts, 1))
-  end
-  local all = autograd.no_grad(compute)
+  local missing, parts = {}, {}
   for i, id in ipairs(ids) do
-    if not self:has(id) then
-      put(self, id, all:select(1, i))
-      self.computed = self.computed + 1
-    end
+    if not self:has(id) then missing[#missing + 1] = i end
   end
-  return all
+  self.served = self.served + #ids - #missing
+  local fresh
+  if #missing > 0 then
+    fresh = autograd.no_grad(compute, missing)
+    self.computed = self.computed + #missing
+    for k, i in ipairs(missing) do
+      parts[i] = fresh:select(1, k)
+      put(self, ids[i], parts[i])
+    end
+    if #missing == #ids then return fresh end
+  end
+  for i, id in ipairs(ids) do parts[i] = parts[i] or get(self, id) end
+  return (weft.stack(parts, 1))
 end
 
 ---Drops everything (the encoder is about to change).
 function Cache:clear()
   for _, t in pairs(self.held) do t:free() end
-  for id in pairs(self.stored) do files.remove(path_of(self, id)) end
+  if next(self.stored) then files.remove_dir(self.dir) end
   self.held, self.stored, self.bytes, self.disk_bytes = {}, {}, 0, 0
 end
 

@@ -15,6 +15,7 @@ function M:print_start()
   log:line("run %s", self.dir)
   for _, w in ipairs(self.warnings or {}) do log:line("note: %s", w) end
   for _, line in ipairs(self.data.notes or {}) do log:line("%s", line) end
+  for _, line in ipairs(self.model.notes and self.model:notes() or {}) do log:line("%s", line) end
   log:line("batch %d x accumulate %d = %d pictures a step; %d pictures, %d steps an epoch, %d epochs, %d steps",
     o.batch, o.accumulate, o.batch * o.accumulate, pictures, o.steps_per_epoch, o.epochs, o.steps_per_epoch * o.epochs)
   for _, key in ipairs(self.model._order) do
@@ -35,7 +36,6 @@ local function end_epoch(self)
   self.epoch, self.position, self.epoch_done = self.epoch + 1, 0, false
   if not last then return end
   self:evaluate(phase.name)
-  self.kept = self.kept or {}
   self.kept[("step_%08d"):format(self.step)] = true
   self:save()
 end
@@ -58,7 +58,7 @@ function M:batches()
   local reader = self.data.train:reader {
     epoch = self.epoch, position = self.position, batch = o.batch, accumulate = o.accumulate,
     limit = o.steps_per_epoch * o.accumulate, seed = o.seed,
-    covered = function(ids) return self.model.features_cached and self.model:features_cached(ids) end,
+    covered = self.model.features_cached and function(id) return (self.model:features_cached(id)) end or nil,
   }
   return function()
     local batch = reader()
@@ -74,7 +74,7 @@ end
 function M:train_step(batch, fn)
   self:micro_step(batch, fn)
   self.position = self.position + 1
-  if batch.micro == self.options.accumulate then self:report(batch) end
+  if batch.micro == self.options.accumulate then self:report() end
 end
 
 local function eta(seconds)
@@ -82,7 +82,7 @@ local function eta(seconds)
 end
 
 ---Writes the step to metrics.jsonl and the status line.
-function M:report(batch)
+function M:report()
   local o = self.options
   local now = files.clock()
   local since = now - (self.last_report or self.started)
@@ -90,7 +90,7 @@ function M:report(batch)
   local rate = 0
   for _, r in ipairs(self.rates) do rate = math.max(rate, r) end
   local row = { phase = self.phase.index, epoch = self.epoch, step = self.step, lr = rate, grad_norm = self.norm,
-    seconds = self:seconds(), images = #batch.indices * o.accumulate, skipped = self.skipped }
+    seconds = self:seconds(), images = self.pictures, skipped = self.skipped }
   for name, v in pairs(self.sums) do row["loss_" .. name] = v end
   local extra = self.model.metrics and self.model:metrics() or {}
   for k, v in pairs(extra) do row[k] = v end
@@ -106,10 +106,12 @@ function M:report(batch)
   local total_steps = o.steps_per_epoch * o.epochs
   self.pace = self.pace and 0.95 * self.pace + 0.05 * since or since
   self.log:status(("%s  epoch %d/%d  step %d/%d  loss %.3f (%s)  lr %.2e  norm %.2f  %.0f img/s  wait %.0f%%  %d MiB  ETA %s")
-    :format(self.phase.name, self.epoch, o.epochs, self.step, total_steps, self.sums.total, table.concat(parts, " "), rate, self.norm,
-      #batch.indices * o.accumulate / math.max(since, 1e-9), 100 * (self.waited or 0) / math.max(since, 1e-9),
+    :format(self.phase.name, self.epoch, o.epochs, self.step, total_steps, self.sums.total or 0, table.concat(parts, " "), rate, self.norm,
+      self.pictures / math.max(since, 1e-9), 100 * (self.waited or 0) / math.max(since, 1e-9),
       tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, eta((total_steps - self.step) * self.pace)),
     self.step % o.log_every == 0 or self.step == total_steps)
+  self:watch_priors()
+  self:watch_waiting(self.waited or 0, since)
   self.waited = 0
   local every = o.checkpoint_every
   if every > 0 and self.step % every == 0 then self:save() end
@@ -129,9 +131,13 @@ end
 ---Evaluates everything that the recipe names, under a label such as "before" or "Phase 1".
 function M:evaluate(label)
   local values = {}
+  if not self.test_checked then
+    self.test_checked = true
+    self.data.test:drop_damaged()
+  end
   self.model:eval()
   autograd.no_grad(function()
-    for _, fn in ipairs(self.recipe.evaluate) do
+    for _, fn in ipairs(self.data.test:size() > 0 and self.recipe.evaluate or {}) do
       for k, v in pairs(fn(self)) do values[k] = v end
     end
   end)
@@ -155,6 +161,7 @@ function M:train()
   self.model:train()
   if self.step > 0 then self:resume_check() end
   self:print_start()
+  if self.data.test:size() == 0 then self.log:line "nothing is held out (data.held_out): there will be no scores" end
   if not self.history then self:evaluate "before" end
   local losses = function(batch) return self.model:losses(batch) end
   for _ in self:epochs() do
@@ -164,17 +171,34 @@ function M:train()
   return self:finish()
 end
 
+---The phase whose end had the best mean recall, and its checkpoint, which is kept; nil without recall.
+function M:best()
+  local best
+  for _, e in ipairs(self.history) do
+    local r = e.values.retrieval
+    if r and r.r_mean and e.label ~= "before" and (not best or r.r_mean > best.r_mean) then
+      best = { label = e.label, step = e.step, r_mean = r.r_mean, checkpoint = ("step_%08d"):format(e.step) }
+    end
+  end
+  return best
+end
+
 ---result.json, and the recipe's own last words (sheets, adapters).
 function M:finish()
   local checkpoint = require "weft.train.checkpoint"
   local result = { phase = self.phase.index, epoch = self.epoch - 1, step = self.step, trainable = self.trainable, skipped = self.skipped,
     seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
+    damaged = #self.damaged, best = self:best(),
     hashes = { initial = self.hashes.initial, data = self.hashes.data, final = checkpoint.checksum(self.model:state_dict()) },
     evaluations = self.history, losses = self.sums }
   for k, v in pairs(self.history[#self.history].values) do result[k] = v end
   if self.recipe.finish then
     self.model:eval()
     autograd.no_grad(function() self.recipe.finish(self, result) end)
+  end
+  if result.best and result.best.label ~= self.history[#self.history].label then
+    local b = result.best
+    self.log:line("%s has the best mean recall (%.3f): its checkpoint ckpt/%s is kept", b.label, b.r_mean, b.checkpoint)
   end
   local ok, message = require("weft.io.json").write(self.dir .. "/result.json", result)
   if not ok then error(message, 0) end

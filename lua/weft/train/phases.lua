@@ -68,7 +68,7 @@ function M.freeze(model, phase)
           tops[#tops + 1] = top
         end
       end
-      A.raise("%s: frozen: no parameter matches %s%s", phase.name, pattern, A.suggest(pattern, tops))
+      A.raise("%s: frozen: no parameter matches %s%s", phase.name, pattern, A.suggest(pattern:match "^[^.]+", tops))
     end
   end
 end
@@ -151,7 +151,11 @@ function M.rate(plan, o, step, group)
     -- a new optimizer: warm up again, cosine over what is left
     return M.factor(step - start, M.warmup(o.warmup_steps, length), total - start, o.lr_floor)
   end
-  local first = (plan[1].last - plan[1].first + 1) * o.steps_per_epoch
+  -- the main curve warms up within the first phase that has any steps
+  local first
+  for _, p in ipairs(plan) do
+    first = first or (p.last >= p.first and (p.last - p.first + 1) * o.steps_per_epoch)
+  end
   local main = M.factor(step, M.warmup(o.warmup_steps, first), total, o.lr_floor)
   if phase.index > 1 and group:find "^lora" then
     return main * math.min(1, (step - start + 1) / M.warmup(o.warmup_steps, length))

@@ -8,6 +8,7 @@ local config_of = require "weft.config"
 local files = require "weft.files"
 local phases = require "weft.train.phases"
 local random = require "weft.random"
+local resume = require "weft.train.resume"
 local scope = require("weft.scope").scope
 local Log = require "weft.train.log"
 
@@ -48,13 +49,17 @@ local function build(recipe, dir, options)
   local o = settings(c)
   random.manual_seed(o.seed)
   local self = setmetatable({ recipe = recipe, config = c, options = o, dir = dir, step = 0, epoch = 1, position = 0,
-    skipped = 0, started = files.clock(), quiet = options.quiet }, Run)
+    skipped = 0, started = files.clock(), quiet = options.quiet, kept = {}, trainable = {}, damaged = {} }, Run)
   if options.for_use then self.data = require("weft.data").recorded(dir)
   else self.data = recipe.data(c, { seed = o.seed, batch = o.batch, dir = dir, tokenizer = options.tokenizer }) end
+  self.data.dir = dir
   self.model = recipe.model(c, self.data)
   self.model:assign_paths()
   self.model:initialize(o.seed)
   self.plan = phases.plan(recipe.phases, o.epochs)
+  for _, set in pairs { self.data.train, self.data.test } do
+    set.on_damage = function(name, message) self:damage(name, message) end
+  end
   local per_epoch = self.data.train:count_batches(o.batch)
   o.steps_per_epoch = math.floor(per_epoch / o.accumulate)
   if o.steps_per_epoch < 1 then
@@ -82,15 +87,16 @@ end
 function Run.start(recipe, options)
   options = options or {}
   local dir = options.dir or new_dir(recipe, options)
+  local there = files.exists(dir)
   local ok, message = files.make_dirs(dir)
   if not ok then error("can't make the run's folder: " .. message, 0) end
   local built, self = pcall(build, recipe, dir, options)
   if not built then
-    files.remove_dir(dir)  -- nothing was written there yet
+    if not there then files.remove_dir(dir) end  -- a run that never was leaves nothing
     error(self, 0)
   end
   self.log = Log.new(dir, options)
-  write_json(dir .. "/config.json", { recipe = recipe.name, path = recipe.path, hash = recipe.hash, config = config_of.values(recipe.config) })
+  resume.record(self)
   assert(files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n"))
   write_json(dir .. "/env.json", environment())
   if self.data.save then self.data:save(dir) end
@@ -99,12 +105,10 @@ function Run.start(recipe, options)
   return self
 end
 
--- The loop and what surrounds it live in loop.lua.
-for name, fn in pairs(require "weft.train.loop") do Run[name] = fn end
-
 ---A run of the past, as its newest good checkpoint left it.
 ---@param dir string
----@param options? table  recipe (when the recorded file is gone), quiet, for_use (the model alone: no pictures are read)
+---@param options? table  recipe (when the recorded file is gone), overrides, allow (keys that may
+---  differ), quiet, for_use (to ask the model, not to train it: the data may be gone)
 function Run.open(dir, options)
   options = options or {}
   local json = require "weft.io.json"
@@ -115,16 +119,24 @@ function Run.open(dir, options)
     local path = options.recipe_path or record.path
     recipe = require("weft.train").load_recipe(path, options.overrides, record.config)
   end
+  local changes = resume.changes(record.config, config_of.values(recipe.config))
+  if not options.for_use then
+    local refused = resume.refusal(changes, options.allow or {})
+    if refused then return nil, refused end
+  end
   local found, parts, state, passed = checkpoint.latest(dir)
   if not found then return nil, parts end
   options.dir = dir
   local self = build(recipe, dir, options)
   self.log = Log.new(dir, options)
+  self.warnings = {}
   if record.hash ~= recipe.hash then
-    self.warnings = { "the recipe's file has changed since this run began" }
+    self.warnings[1] = "the recipe's file has changed since this run began"
   end
-  for _, line in ipairs(passed) do io.stderr:write(line, "\n") end
-  self:load_state(parts, state)
+  for _, change in ipairs(changes) do table.insert(self.warnings, change.text) end
+  for _, line in ipairs(passed) do table.insert(self.warnings, line) end
+  self.changed, self.overrides = #changes > 0, options.overrides
+  self:load_state(parts, state, options.for_use)
   return self
 end
 
@@ -161,7 +173,8 @@ function Run:state()
     step = self.step, epoch = self.epoch, position = self.position, skipped = self.skipped,
     phase = self.phase and self.phase.index or 0, optimizer = optimizer.values, random = random.state(),
     hashes = self.hashes, frozen_checksum = self.frozen_checksum, check = self.check, log = self.log:state(),
-    history = self.history, seconds = self:seconds(), modules = {},
+    history = self.history, seconds = self:seconds(), kept = self.kept, trainable = self.trainable, damaged = self.damaged,
+    losses = self.sums, modules = {},
   }
   for path, m in self.model:named_modules() do
     if m.extra_state then values.modules[path] = m:extra_state() end
@@ -169,10 +182,13 @@ function Run:state()
   return { model = model, optimizer = optimizer.tensors }, values
 end
 
-function Run:load_state(parts, s)
+function Run:load_state(parts, s, for_use)
+  if not for_use and s.hashes.data ~= self.data.train:order_hash(self.options.seed) then
+    error("resume: the training pictures, their captions or their split are not those that this run began with", 0)
+  end
   self.step, self.epoch, self.position, self.skipped = s.step, s.epoch, s.position, s.skipped
   self.hashes, self.frozen_checksum, self.history = s.hashes, s.frozen_checksum, s.history
-  self.before = s.seconds
+  self.before, self.kept, self.trainable, self.damaged, self.sums = s.seconds, s.kept, s.trainable, s.damaged, s.losses
   self.model:load_state_dict(parts.model)
   for path, m in self.model:named_modules() do
     if m.load_extra_state and s.modules[path] then m:load_extra_state(s.modules[path]) end
@@ -187,6 +203,15 @@ function Run:load_state(parts, s)
   end
   self.check = s.check
   self.log_state = s.log
+end
+
+---A picture that can't be read: named in the log once, counted in the result.
+function Run:damage(name, message)
+  for _, known in ipairs(self.damaged) do
+    if known == name then return end
+  end
+  table.insert(self.damaged, name)
+  self.log:line("picture %s skipped: %s (%d so far)", name, message, #self.damaged)
 end
 
 function Run:seconds() return (self.before or 0) + files.clock() - self.started end
@@ -219,6 +244,7 @@ end
 ---Proves that a resumed run stands where it stood: same weights, same loss on the same batch.
 function Run:resume_check()
   if self.log_state then self.log:load_state(self.log_state) end
+  if self.changed then resume.record(self) end
   if not self.check then return end
   local again = self:check_loss(self.check.indices)
   local same = again == self.check.loss
@@ -239,8 +265,9 @@ function Run:set_phase(phase)
   if #groups == 0 then A.raise("%s: nothing to train: every parameter is frozen", phase.name) end
   if extend then self.optimizer:extend(groups)
   else self.optimizer = optim.AdamW(groups, { betas = o.betas, eps = o.eps }) end
-  self.phase = phase
-  self.phase_start, self.moved = nil, nil
+  self.phase, self.unmoved = phase, nil
+  -- whatever follows from what is frozen, such as features that are no longer worth keeping
+  self.model:apply(function(m) if m.phase_changed then m:phase_changed() end end)
 end
 
 ---Enters the phase of the current epoch when it is new. Prints its line.
@@ -252,119 +279,13 @@ function Run:enter_phase()
   local frozen = phases.adapters_frozen(self.model)
   if frozen == nil then self.log:line("%s | Trainable params: %s", phase.name, count)
   else self.log:line("%s: LoRA adapters %s | Trainable params: %s", phase.name, frozen and "FROZEN" or "UNFROZEN", count) end
-  self.trainable = self.trainable or {}
   self.trainable[phase.name] = self.model:count(true)
   return true
 end
 
--- --- the step
----Weighted sum of the losses of a micro-step.
-function Run:total(losses)
-  local weights = get(self.config, "weights", nil)
-  local total
-  local names = {}
-  for name in pairs(losses) do names[#names + 1] = name end
-  table.sort(names)
-  for _, name in ipairs(names) do
-    local w = weights and get(weights, name, 1) or 1
-    if w ~= 0 then
-      local part = losses[name] * w
-      total = total and total + part or part
-    end
-  end
-  if not total then A.raise("the model's losses are empty") end
-  return total
-end
-
-local function first_nonfinite(model)
-  for name, t in model:named_parameters() do
-    if t.requires_grad then
-      local g = t.grad
-      if g and require("weft").isfinite(g):to("float32"):min():item() ~= 1 then return "the gradient of " .. name end
-    end
-  end
-  return "the loss"
-end
-
--- After three steps of a phase each trainable tensor must have moved.
-function Run:watch_movement()
-  local within = self.step - (self.phase.first - 1) * self.options.steps_per_epoch
-  if within == 0 then
-    self.moved = {}
-    for name, t in self.model:named_parameters() do
-      if t.requires_grad then self.moved[name] = checkpoint.hex(C.weft_checksum(t.p, 0)) end
-    end
-  elseif within == 3 and self.moved and self.skipped == 0 then
-    for name, t in self.model:named_parameters() do
-      if t.requires_grad and self.moved[name] == checkpoint.hex(C.weft_checksum(t.p, 0)) then
-        error(("%s: %s has not moved in three steps: no loss reaches it; freeze it or use it"):format(self.phase.name, name), 0)
-      end
-    end
-    self.moved = nil
-  end
-end
-
----One micro-step: fn returns the losses by name. Every `accumulate` calls the optimizer steps.
-function Run:micro_step(batch, fn)
-  local o = self.options
-  local micro = batch.micro
-  if micro == 1 then
-    self:watch_movement()
-    self.optimizer:zero_grad()
-    self.sums = {}
-  end
-  random.set_step(self.step, micro)
-  scope(function()
-    local losses = fn(batch)
-    local total = self:total(losses)
-    for name, t in pairs(losses) do self.sums[name] = (self.sums[name] or 0) + t:item() / o.accumulate end
-    local value = total:item()
-    self.sums.total = (self.sums.total or 0) + value / o.accumulate
-    if value == value and math.abs(value) < math.huge then
-      (total / o.accumulate):backward()
-    else
-      self.bad = self.bad or ("the loss (%s)"):format(tostring(value))
-    end
-    self.model:apply(function(m) if m.commit then m:commit() end end)
-  end)
-  self.last_indices = batch.indices
-  if micro == o.accumulate then self:optimizer_step() end
-end
-
-function Run:optimizer_step()
-  local o = self.options
-  local weft = require "weft"
-  local norm = scope(function()
-    return autograd.no_grad(function()
-      local rates = {}
-      for i, group in ipairs(self.optimizer.groups) do
-        rates[i] = group.base_lr * phases.rate(self.plan, o, self.step, group.name)
-      end
-      self.rates = rates
-      local grads = {}
-      for _, t in self.model:named_parameters() do
-        if t.requires_grad then
-          local g = t.grad
-          if g then grads[#grads + 1] = g end
-        end
-      end
-      if #grads == 0 then return 0 end
-      local n = weft.global_norm(grads)
-      local value = n:item()
-      if value == value and value < math.huge and not self.bad then
-        weft.clip_(n, grads, o.clip)
-        self.optimizer:step(rates)
-      else
-        self.skipped = self.skipped + 1
-        self.log:line("step %d skipped: %s is not finite (%d skipped so far)", self.step, self.bad or first_nonfinite(self.model), self.skipped)
-      end
-      return value
-    end)
-  end)
-  self.bad = nil
-  self.model:apply(function(m) if m.after_step then m:after_step() end end)
-  self.step = self.step + 1
-  self.norm = norm
+-- The step, the loop, and what surrounds them live in files of their own.
+for _, part in ipairs { "step", "watch", "loop" } do
+  for name, fn in pairs(require("weft.train." .. part)) do Run[name] = fn end
 end
 
 return Run
