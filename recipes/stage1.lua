@@ -13,7 +13,7 @@ local config = weft.config {
   memory = { kind = "larimar", slots = 32 },
   itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0 },
   itm = { source = "queue" },
-  weights = { itc = 1.0, itm = 0.5, lm = 1.0, memory = 0.1 },
+  weights = { itc = 1.0, itm = 0.5, lm = 1.0, text = 1.0, memory = 0.1 },
 
   warmup_epochs = 5, epochs = 50, phase_switch = "rebuild",
   batch = 64, accumulate = 2, lr = 2e-4, lora_lr = 1, head_lr = 1, lora_plus_ratio = 1,
@@ -21,7 +21,7 @@ local config = weft.config {
 
   features = { enabled = true, memory = 1024, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256,
-    threads = 2, cache = 512, flip = false, limit = 0 },
+    threads = 2, cache = 512, flip = false, limit = 0, text = "" },
   checkpoint_every = 500, keep_checkpoints = 2, log_every = 20,
 }
 

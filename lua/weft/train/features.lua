@@ -39,6 +39,21 @@ local function get(self, id)
   return assert(require("weft.io.safetensors").load(path_of(self, id))).features
 end
 
+-- Features of some rows. Which pictures go together depends on what is known already, so their bits
+-- must not: where a picture's differ alone and in a batch (products of few rows), each goes alone.
+local function fresh_of(self, compute, rows)
+  local weft = require "weft"
+  local together = not self.alone and compute(rows) or nil
+  if self.alone == nil and #rows > 1 then
+    local first = compute { rows[1] }
+    self.alone = weft.ne(first:select(1, 1), together:select(1, 1)):to("int64"):sum():item() > 0
+  end
+  if not self.alone then return together end
+  local parts = {}
+  for k, row in ipairs(rows) do parts[k] = compute { row } end
+  return (weft.cat(parts, 1))
+end
+
 ---Features of a batch: what is known from here, the rest by compute(rows), once, and remembered.
 ---@param ids any[]  picture ids
 ---@param compute function  (rows: positions in ids, from 1) -> tensor [#rows, ...]
@@ -51,7 +66,7 @@ function Cache:batch(ids, compute)
   self.served = self.served + #ids - #missing
   local fresh
   if #missing > 0 then
-    fresh = autograd.no_grad(compute, missing)
+    fresh = autograd.no_grad(fresh_of, self, compute, missing)
     self.computed = self.computed + #missing
     for k, i in ipairs(missing) do
       parts[i] = fresh:select(1, k)
