@@ -180,6 +180,7 @@ function M:best()
       best = { label = e.label, step = e.step, r_mean = r.r_mean, checkpoint = ("step_%08d"):format(e.step) }
     end
   end
+  if best and not files.is_dir(self.dir .. "/ckpt/" .. best.checkpoint) then best.checkpoint = nil end  -- branched off later
   return best
 end
 
@@ -198,7 +199,8 @@ function M:finish()
   end
   if result.best and result.best.label ~= self.history[#self.history].label then
     local b = result.best
-    self.log:line("%s has the best mean recall (%.3f): its checkpoint ckpt/%s is kept", b.label, b.r_mean, b.checkpoint)
+    self.log:line("%s has the best mean recall (%.3f)%s", b.label, b.r_mean,
+      b.checkpoint and (": its checkpoint ckpt/%s is kept"):format(b.checkpoint) or "")
   end
   local ok, message = require("weft.io.json").write(self.dir .. "/result.json", result)
   if not ok then error(message, 0) end
