@@ -62,7 +62,7 @@ function M.overview()
     lines[#lines + 1] = ("  weft %-21s %s"):format(name, M.verb(name).summary)
   end
   lines[#lines + 1] = "\n  weft VERB --help           a verb's options, defaults and examples"
-  lines[#lines + 1] = "  weft help NAME             an operator or a verb"
+  lines[#lines + 1] = "  weft help NAME             a verb, an operator or a function"
   lines[#lines + 1] = "\nExit codes: 0 done, 1 error, 2 usage, 75 stopped by a signal with a "
     .. "checkpoint written (try again)"
   return table.concat(lines, "\n") .. "\n"
