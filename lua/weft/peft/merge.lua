@@ -53,4 +53,34 @@ function M.merge_and_unload(model)
   return model
 end
 
+---Every tensor of a model by its name without adapters: what merge_and_unload would leave. The model is
+---not changed.
+---@param model table
+---@param buffers? boolean  also tensors that are no parameters
+---@return table<string, weft.Tensor>
+function M.merged_state(model, buffers)
+  local state, inside = {}, nil
+  local function put(path, tail, t) state[path == "" and tail or path .. "." .. tail] = t end
+  for path, m in model:named_modules() do
+    if not (inside and path:sub(1, #inside) == inside) then
+      inside = nil
+      if m.type == "LoraLinear" then
+        inside = path .. "."
+        local weight, bias = m.base_layer.weight, m.base_layer.bias
+        if not m.merged and not m.disabled and #m.active > 0 then weight, bias = m:merged_weights() end
+        put(path, "weight", weight)
+        if bias then put(path, "bias", bias) end
+      elseif m.type == "SavedModule" then
+        inside = path .. "."
+        local name = not m.disabled and m.active[#m.active]
+        for tail, t in (name and m.modules_to_save[name] or m.original_module):named_parameters() do put(path, tail, t) end
+      else
+        for field, t in pairs(m._parameters) do put(path, field, t) end
+        for field, t in pairs(buffers and m._buffers or {}) do put(path, field, t) end
+      end
+    end
+  end
+  return state
+end
+
 return M
