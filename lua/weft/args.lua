@@ -70,9 +70,9 @@ function A.owned(t)
   return gc(t, release)
 end
 
----Raises the core's last error.
-function A.fail()
-  error(ffi.string(C.weft_error()), user_level())
+---Raises the core's last error, with `where` in front of what the core can't name.
+function A.fail(where)
+  error((where and where .. ": " or "") .. ffi.string(C.weft_error()), user_level())
 end
 
 ---Frees what nobody holds any more: twice, since finalizers of the first collection let go of more.
@@ -84,12 +84,13 @@ function A.make_room()
 end
 
 ---Calls a C function that returns a handle; where memory ran out, once more with room made.
-function A.make(fn, ...)
+function A.make(where, fn, ...)
   local p = fn(...)
   if p == nil then
-    A.relieve()
+    if C.weft_error_code() ~= C.WEFT_ENOMEM then A.fail(where) end
+    A.make_room()
     p = fn(...)
-    if p == nil then A.fail() end
+    if p == nil then A.fail(where) end
   end
   return p
 end
@@ -207,8 +208,9 @@ function A.nearest(name, known, count)
   local scored = {}
   for _, k in ipairs(known) do
     local d = distance(name:lower(), k:lower())
-    if k:find(name, 1, true) or name:find(k, 1, true) then d = math.min(d, 2) end
-    if d <= math.max(2, #name * 0.5) then scored[#scored + 1] = { d, k } end
+    local inside = #name > 2 and (k:find(name, 1, true) or #k > 2 and name:find(k, 1, true))
+    if inside then d = math.min(d, 2) end
+    if inside or d <= (#name <= 3 and 1 or math.max(2, #name * 0.5)) then scored[#scored + 1] = { d, k } end
   end
   table.sort(scored, function(x, y) return x[1] < y[1] or x[1] == y[1] and x[2] < y[2] end)
   local out = {}

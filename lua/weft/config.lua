@@ -4,7 +4,7 @@ local A = require "weft.args"
 
 local M = {}
 local pending, recorded  -- the command line's overrides and a run's values, for the next weft.config
-local RAW, READS = {}, {}  -- keys of a section's own data
+local RAW, READS, PATH = {}, {}, {}  -- keys of a section's own data
 
 local function is_section(v) return type(v) == "table" and getmetatable(v) ~= nil and rawget(v, RAW) ~= nil end
 M.is_section = is_section
@@ -28,13 +28,13 @@ mt.__index = function(self, key)
   if v == nil then
     local known = {}
     for k in pairs(rawget(self, RAW)) do known[#known + 1] = k end
-    A.raise("config has no key %s%s", rawget(self, "path") .. tostring(key), A.suggest(tostring(key), known))
+    A.raise("config has no key %s%s", rawget(self, PATH) .. tostring(key), A.suggest(tostring(key), known))
   end
-  rawget(self, READS)[rawget(self, "path") .. key] = true
+  rawget(self, READS)[rawget(self, PATH) .. key] = true
   return v
 end
 mt.__newindex = function(self, key)
-  A.raise("config: %s%s can't be set here; pass %s%s=value on the command line", rawget(self, "path"), key, rawget(self, "path"), key)
+  A.raise("config: %s%s can't be set here; pass %s%s=value on the command line", rawget(self, PATH), key, rawget(self, PATH), key)
 end
 
 function section(data, path, reads)
@@ -42,7 +42,7 @@ function section(data, path, reads)
   for k, v in pairs(data) do
     raw[k] = (type(v) == "table" and not is_list(v)) and section(v, path .. k .. ".", reads) or v
   end
-  return setmetatable({ [RAW] = raw, [READS] = reads, path = path }, mt)
+  return setmetatable({ [RAW] = raw, [READS] = reads, [PATH] = path }, mt)
 end
 
 ---A key's value, or default where the recipe has no such key.
@@ -55,7 +55,7 @@ end
 function M.plain(s)
   local out = {}
   for k, v in pairs(rawget(s, RAW)) do
-    rawget(s, READS)[rawget(s, "path") .. k] = true
+    rawget(s, READS)[rawget(s, PATH) .. k] = true
     out[k] = is_section(v) and M.plain(v) or v
   end
   return out
@@ -72,7 +72,7 @@ end
 function M.flat(s, out, paths)
   out, paths = out or {}, paths or {}
   for k, v in pairs(rawget(s, RAW)) do
-    local path = rawget(s, "path") .. k
+    local path = rawget(s, PATH) .. k
     if is_section(v) then M.flat(v, out, paths) else
       out[path] = v
       paths[#paths + 1] = path

@@ -58,7 +58,10 @@ function M.empty_cache(device) core.lib.weft_empty_cache(A.device(device or "cpu
 function M.reset_peak(device) core.lib.weft_reset_peak(A.device(device or "cpu", "reset_peak")) end
 ---Number of CPU threads; with n, sets it.
 function M.threads(n)
-  if n then A.check(core.lib.weft_set_threads(n)) end
+  if n ~= nil then
+    A.number(n, "threads", "n")
+    A.check(core.lib.weft_set_threads(n))
+  end
   return core.lib.weft_threads()
 end
 

@@ -29,7 +29,8 @@ local function filled(where, value)
     local shape, o = split(spec, value == nil and { value = A.required } or nil, where)
     local list, n = A.shape(shape, where, "shape")
     local v = value == nil and o.value or value
-    local p = A.make(C.weft_full, list, n, v, A.dtype(o.dtype, where), A.device(o.device, where))
+    A.number(v, where, "value")
+    local p = A.make(where, C.weft_full, list, n, v, A.dtype(o.dtype, where), A.device(o.device, where))
     return finish(A.wrap(p), o)
   end
 end
@@ -45,7 +46,7 @@ M.full = filled("full")
 function M.empty(spec)
   local shape, o = split(spec, nil, "empty")
   local list, n = A.shape(shape, "empty", "shape")
-  local p = A.make(C.weft_empty, list, n, A.dtype(o.dtype, "empty"), A.device(o.device, "empty"))
+  local p = A.make("empty", C.weft_empty, list, n, A.dtype(o.dtype, "empty"), A.device(o.device, "empty"))
   return finish(A.wrap(p), o)
 end
 
@@ -81,12 +82,14 @@ function M.arange(start, stop, step, options)
   local o = A.options(options, { dtype = "float32", device = "cpu" }, "arange")
   A.number(start, "arange", "start")
   A.number(stop, "arange", "stop")
-  local p = A.make(C.weft_arange, start, stop, step or 1, A.dtype(o.dtype, "arange"), A.device(o.device, "arange"))
+  if step ~= nil then A.number(step, "arange", "step") end
+  local p = A.make(nil, C.weft_arange, start, stop, step or 1, A.dtype(o.dtype, "arange"), A.device(o.device, "arange"))
   return A.wrap(p)
 end
 
 ---The identity matrix of n rows: weft.eye(3, { dtype = "float64" }).
 function M.eye(n, options)
+  if type(n) ~= "number" or n % 1 ~= 0 or n < 0 then A.raise("eye: a number of rows is expected, got %s", A.typename(n)) end
   local o = A.options(options, { dtype = "float32" }, "eye")
   local a = M.arange(0, n, { dtype = "int64" })
   return a:unsqueeze(2):eq(a:unsqueeze(1)):to(o.dtype)
@@ -122,7 +125,7 @@ function M.tensor(value, options)
   local data = ffi.new("double[?]", math.max(#numbers, 1))
   for i = 1, #numbers do data[i - 1] = numbers[i] end
   local list, n = A.shape(shape, "tensor", "shape")
-  local t = A.wrap(A.make(C.weft_from, data, list, n, C.WEFT_FLOAT64))
+  local t = A.wrap(A.make("tensor", C.weft_from, data, list, n, C.WEFT_FLOAT64))
   if dtype ~= "float64" or o.device ~= "cpu" then t = t:to { dtype = dtype, device = o.device } end
   return finish(t, o)
 end

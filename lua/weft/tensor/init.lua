@@ -33,7 +33,7 @@ functions.div = number_or("div", function(t, v, left)
   return affine(t, 1 / v, 0)
 end, ops.div)
 functions.pow = number_or("pow", function(t, v, left)
-  if left then return ops.exp(affine(t, math.log(v), 0)) end
+  if left then return (ops.pow(A.scalar(v, t, "pow"), t)) end
   return pow_scalar(t, v)
 end, ops.pow)
 for _, name in ipairs { "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum" } do
@@ -98,14 +98,19 @@ function mt.__newindex(t, key, value)
   if key == "grad" then
     A.check(C.weft_set_grad(tensor(t, "grad", "t"), value ~= nil and tensor(value, "grad", "value") or nil))
   elseif type(key) == "number" then
+    if type(value) ~= "number" and not istype(Tensor, value) then
+      raise("t[%d] = value: a number or a tensor is expected, got %s", key, A.typename(value))
+    end
     local part = ops.select(t, 1, key)
     if type(value) == "number" then part:fill_(value) else part:copy_(value) end
   else
-    raise("a tensor's %s can't be set", tostring(key))
+    raise("a tensor's %s can't be set; grad and positions can", tostring(key))
   end
 end
 
 mt.__add, mt.__sub, mt.__mul, mt.__div, mt.__pow = functions.add, functions.sub, functions.mul, functions.div, functions.pow
+local function unordered() raise("tensors have no order; a:lt(b), a:le(b), a:gt(b) and a:ge(b) compare elementwise") end
+mt.__lt, mt.__le = unordered, unordered
 mt.__unm = function(t) return (ops.neg(t)) end
 mt.__len = function(t)
   local v = tensor(t, "#", "t").v

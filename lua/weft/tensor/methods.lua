@@ -37,6 +37,7 @@ end
 ---All elements as nested tables (a number for a 0-dim tensor).
 function M.totable(t)
   local p = tensor(t, "totable", "t")
+  if p.v.device ~= C.WEFT_CPU then raise("totable: a tensor on %s has no values to read", t.device) end
   local n = tonumber(p.v.numel)
   local data = ffi.new("double[?]", math.max(n, 1))
   if C.weft_read(p, data, n) ~= 0 then A.fail() end
@@ -79,7 +80,7 @@ function M.to(t, target)
     local p = tensor(y, "to", "t")
     if device ~= p.v.device then
       if device ~= C.WEFT_META then raise("to: device %s is not available in this build", o.device) end
-      y = wrap(A.make(C.weft_empty, p.v.shape, p.v.ndim, p.v.dtype, device))
+      y = wrap(A.make("to", C.weft_empty, p.v.shape, p.v.ndim, p.v.dtype, device))
     end
   end
   return y
@@ -194,7 +195,7 @@ local function scalar(value, t, op)
   if value % 1 ~= 0 and value - value == 0 and t.dtype:find "int" then
     raise("%s: the tensor is %s, the number %s is not whole; convert the tensor with to()", op, t.dtype, tostring(value))
   end
-  return wrap(A.make(C.weft_full, nil, 0, value, p.v.dtype, p.v.device))
+  return wrap(A.make(op, C.weft_full, nil, 0, value, p.v.dtype, p.v.device))
 end
 A.scalar = scalar
 

@@ -3,7 +3,7 @@ local ffi = require "ffi"
 local C = require("weft.core").lib
 
 local M = {}
-local EDGE = 3
+local EDGE = 3  -- positions shown at either end of the last two dims; of the dims before them, one
 
 local function format_of(values, integral)
   if integral then return "%d" end
@@ -57,12 +57,14 @@ function M.tensor(t)
       if p.v.numel == 0 then return lines[1] end
       -- the corner blocks that will be shown
       local shown = {}
-      local function visible(n) return n > 2 * EDGE + 2 end
-      local part = t:detach()
-      for d = 1, p.v.ndim do
-        local n = part:size(d)
-        shown[d] = visible(n)
-        if visible(n) then part = require("weft.ops").functions.cat({ part:narrow(d, 1, EDGE), part:narrow(d, n - EDGE + 1, EDGE) }, d) end
+      local part, ndim = t:detach(), p.v.ndim
+      for d = 1, ndim do
+        local n, edge, fits = part:size(d), EDGE, 2 * EDGE + 2
+        if d <= ndim - 2 then edge, fits = 1, 2 end
+        if n > fits then
+          shown[d] = edge
+          part = require("weft.ops").functions.cat({ part:narrow(d, 1, edge), part:narrow(d, n - edge + 1, edge) }, d)
+        end
       end
       local flat = part:to("float64"):contiguous():data()
       local values = {}
@@ -79,7 +81,7 @@ function M.tensor(t)
         if dim == #sizes then
           local cells = {}
           for i = 1, sizes[dim] do
-            if shown[dim] and i == EDGE + 1 then cells[#cells + 1] = "..." end
+            if i - 1 == shown[dim] then cells[#cells + 1] = "..." end
             at = at + 1
             cells[#cells + 1] = (" "):rep(width - #texts[at]) .. texts[at]
           end
@@ -87,7 +89,7 @@ function M.tensor(t)
           return
         end
         for i = 1, sizes[dim] do
-          if shown[dim] and i == EDGE + 1 then lines[#lines + 1] = indent .. "..." end
+          if i - 1 == shown[dim] then lines[#lines + 1] = indent .. "..." end
           if #sizes - dim >= 2 and i > 1 then lines[#lines + 1] = "" end
           block(dim + 1, indent)
         end
