@@ -165,10 +165,10 @@ end
 ---A recipe's settings: its defaults, changed by what the command line says.
 ---@param defaults table
 function M.new(defaults)
-  local data = copy(defaults)
-  if recorded then replace(data, recorded) end
-  if pending then M.apply(data, pending) end
+  local data, overrides, values = copy(defaults), pending, recorded
   pending, recorded = nil, nil
+  if values then replace(data, values) end
+  if overrides then M.apply(data, overrides) end
   return section(data, "", {})
 end
 
