@@ -18,9 +18,9 @@ static weft_status check(const weft_view *index, int64_t size, const char *what)
     while ((uint64_t)i[k] < (uint64_t)size) k++;
     if (size == 0)
         return weft_fail(WEFT_EINVAL, "%s %lld, position %lld: there is nothing to choose from",
-                         what, (long long)i[k], (long long)k);
+                         what, (long long)i[k], (long long)k + 1);
     return weft_fail(WEFT_EINVAL, "%s %lld outside 0..%lld, position %lld", what, (long long)i[k],
-                     (long long)size - 1, (long long)k);
+                     (long long)size - 1, (long long)k + 1);
 }
 
 ALWAYS_INLINE int64_t real_dim(int64_t dim, int ndim) { return dim < 0 ? dim + ndim : dim; }

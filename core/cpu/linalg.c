@@ -58,7 +58,7 @@ static weft_status run(const weft_call *call, matrix_job *j, int64_t elements, i
         const weft_view *x = call->in[i];
         if (!(size == 4 ? finite_float(x, &at) : finite_double(x, &at)))
             return weft_fail(WEFT_EINVAL, "NaN or infinity in the %s input, position %lld",
-                             i == 0 ? "first" : "second", (long long)at);
+                             i == 0 ? "first" : "second", (long long)at + 1);
         j->in[i] = x->data;
     }
     for (int i = 0; i < call->n_out; i++) j->out[i] = call->out[i]->data;

@@ -47,7 +47,7 @@ static weft_status check_targets(job *j) {
         if (target[i] == j->ignore) continue;
         if (target[i] < 0 || target[i] >= j->classes)
             return weft_fail(WEFT_EINVAL, "target %lld outside 0..%lld, row %lld", (long long)target[i],
-                             (long long)j->classes - 1, (long long)i);
+                             (long long)j->classes - 1, (long long)i + 1);
         j->counted++;
     }
     return WEFT_OK;

@@ -130,10 +130,11 @@ static weft_status refuse_row(const rows *r, int64_t row) {
         double w = weight(r, row * r->classes + i);
         if (!(w >= 0 && w < (double)INFINITY))
             return weft_fail(WEFT_EINVAL, "weight %g in row %lld, position %lld: weights must be "
-                             "finite and not negative", w, (long long)row, (long long)i);
+                             "finite and not negative", w, (long long)row + 1, (long long)i + 1);
     }
     return weft_fail(WEFT_EINVAL, "%lld draws without replacement from row %lld, which has %lld "
-                     "positive weights", (long long)r->n, (long long)row, (long long)positive);
+                     "positive weights", (long long)r->n, (long long)row + 1,
+                     (long long)positive);
 }
 
 CPU_KERNEL(multinomial) {

@@ -264,7 +264,7 @@ CPU_KERNEL(bernoulli) {
         double q = read_real(p, offset_of(p, i));
         if (!(q >= 0 && q <= 1))
             return weft_fail(WEFT_EINVAL, "probability %g outside 0..1, position %lld", q,
-                             (long long)i);
+                             (long long)i + 1);
     }
     return WEFT_OK;
 }

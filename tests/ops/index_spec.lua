@@ -44,10 +44,10 @@ describe("reading by index", function()
     local bad = weft.zeros { 1000, dtype = "int64" }
     bad:data()[812], bad:data()[900] = 16390, -1
     assert.error_matches(function() weft.embedding(bad, weft.zeros { 16384, 2 }) end,
-      "id 16390 outside 0%.%.16383, position 812")
+      "id 16390 outside 0%.%.16383, position 813")
     bad:data()[5] = -3
     assert.error_matches(function() weft.index_select(weft.zeros { 7, 2 }, bad, 1) end,
-      "index %-3 outside 0%.%.6, position 5")
+      "index %-3 outside 0%.%.6, position 6")
   end)
 end)
 

@@ -85,6 +85,6 @@ describe("matrix factors", function()
       weft.solve(weft.tensor { good, { { 1, 2 }, { 2, 4 } } }, weft.ones { 2, 2, 1 })
     end, "matrix 1 is singular %(pivot 2 is 0%)")
     assert.error_matches(function() weft.svd(weft.tensor { { 1, 0 / 0 } }) end,
-      "NaN or infinity .* position 1")
+      "NaN or infinity .* position 2")
   end)
 end)

@@ -295,14 +295,14 @@ describe("multinomial", function()
   it("refuses more draws than positive weights, naming the row", function()
     assert.error_matches(function()
       ops.multinomial(weft.tensor { { 1, 1, 1 }, { 0, 5, 1 } }, 3, false, rng)
-    end, "3 draws without replacement from row 1, which has 2 positive weights")
+    end, "3 draws without replacement from row 2, which has 2 positive weights")
   end)
 
   it("refuses negative, infinite and NaN weights, naming the place", function()
     for text, w in pairs { ["%-1"] = -1, inf = math.huge, nan = 0 / 0 } do
       assert.error_matches(function()
         ops.multinomial(weft.tensor { { 1, 1, 1 }, { 0, 5, w } }, 1, false, rng)
-      end, "weight %-?" .. text .. " in row 1, position 2")
+      end, "weight %-?" .. text .. " in row 2, position 3")
     end
   end)
 

@@ -121,9 +121,9 @@ M.embedding = {
   refuses = function(g)
     return {
       { inputs = { g.int({ 3 }, 9, 10), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
-        message = "id 9 outside 0%.%.4, position 0" },
+        message = "id 9 outside 0%.%.4, position 1" },
       { inputs = { g.int({ 3 }, -1, 0), g.randn { 5, 2 }, n = 2 }, attrs = { n = 0 },
-        message = "id %-1 outside 0%.%.4, position 0" },
+        message = "id %-1 outside 0%.%.4, position 1" },
       { inputs = { g.index({ 3 }, 2), g.randn { 5 }, n = 2 }, attrs = { n = 0 },
         message = "weight must be %[rows, width%]" },
       { inputs = { g.int({ 3 }, 0, 1), g.randn { 0, 2 }, n = 2 }, attrs = { n = 0 },
@@ -185,7 +185,7 @@ M.gather = {
   refuses = function(g)
     return {
       { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, 4, 5), n = 2 }, attrs = { 2, n = 1 },
-        message = "index 4 outside 0%.%.3, position 0" },
+        message = "index 4 outside 0%.%.3, position 1" },
       { inputs = { g.randn { 3, 4 }, g.index({ 4, 2 }, 4), n = 2 }, attrs = { 2, n = 1 },
         message = "index is larger than x in dim 1 %(4 and 3%)" },
       { inputs = { g.randn { 3, 4 }, g.index({ 3 }, 4), n = 2 }, attrs = { 2, n = 1 },
@@ -211,7 +211,7 @@ M.scatter_add = {
   refuses = function(g)
     return {
       { inputs = { g.randn { 3, 4 }, g.int({ 3, 2 }, -2, -1), g.randn { 3, 2 }, n = 3 },
-        attrs = { 2, n = 1 }, message = "index %-2 outside 0%.%.3, position 0" },
+        attrs = { 2, n = 1 }, message = "index %-2 outside 0%.%.3, position 1" },
       { inputs = { g.randn { 3, 4 }, g.index({ 3, 2 }, 4), g.randn { 3, 3 }, n = 3 },
         attrs = { 2, n = 1 }, message = "src must have the shape of index" },
     }
@@ -240,7 +240,7 @@ M.index_select = {
   refuses = function(g)
     return {
       { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 4), n = 2 }, attrs = { 1, n = 1 },
-        message = "index 3 outside 0%.%.2, position 0" },
+        message = "index 3 outside 0%.%.2, position 1" },
       { inputs = { g.randn { 3, 4 }, g.index({ 2, 2 }, 3), n = 2 }, attrs = { 1, n = 1 },
         message = "index must be a vector" },
       { inputs = { g.randn {}, g.index({ 2 }, 1), n = 2 }, attrs = { 1, n = 1 },
@@ -265,7 +265,7 @@ M.index_add = {
   refuses = function(g)
     return {
       { inputs = { g.randn { 3, 4 }, g.int({ 2 }, 3, 4), g.randn { 2, 4 }, n = 3 },
-        attrs = { 1, n = 1 }, message = "index 3 outside 0%.%.2, position 0" },
+        attrs = { 1, n = 1 }, message = "index 3 outside 0%.%.2, position 1" },
       { inputs = { g.randn { 3, 4 }, g.index({ 2 }, 3), g.randn { 3, 4 }, n = 3 },
         attrs = { 1, n = 1 }, message = "src must have size 2 in dim 1, got 3" },
     }

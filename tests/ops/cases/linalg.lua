@@ -230,7 +230,7 @@ local function decomposition(reference)
         { inputs = { g.randn { 3 }, n = 1 }, attrs = { n = 0 },
           message = "at least 2 dims, got 1" },
         { inputs = { g.uniform({ 2, 2 }, math.huge, math.huge), n = 1 }, attrs = { n = 0 },
-          message = "NaN or infinity in the first input, position 0" },
+          message = "NaN or infinity in the first input, position 1" },
       }
     end,
   }

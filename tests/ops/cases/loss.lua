@@ -147,8 +147,8 @@ M.cross_entropy = {
     local weft = require "weft"
     local function bad(v) return weft.tensor({ 1, v, 0 }, { dtype = "int64" }) end
     return {
-      { inputs = { g.randn { 3, 5 }, bad(5), n = 2 }, attrs = { n = 0 }, message = "target 5 outside 0%.%.4, row 1" },
-      { inputs = { g.randn { 3, 5 }, bad(-1), n = 2 }, attrs = { n = 0 }, message = "target %-1 outside 0%.%.4, row 1" },
+      { inputs = { g.randn { 3, 5 }, bad(5), n = 2 }, attrs = { n = 0 }, message = "target 5 outside 0%.%.4, row 2" },
+      { inputs = { g.randn { 3, 5 }, bad(-1), n = 2 }, attrs = { n = 0 }, message = "target %-1 outside 0%.%.4, row 2" },
       { inputs = { g.randn { 3, 5 }, bad(-100), n = 2 }, attrs = { 2, n = 1 }, message = "target %-100 outside" },
       { inputs = { g.randn { 2, 5 }, bad(1), n = 2 }, attrs = { n = 0 }, message = "target must be %[2%]" },
       { inputs = { g.randn { 5 }, bad(1), n = 2 }, attrs = { n = 0 }, message = "must be %[N, C%]" },

@@ -157,9 +157,9 @@ M.bernoulli = {
   refuses = function(g)
     return {
       { inputs = { g.uniform({ 3 }, 1.5, 2), n = 1 }, attrs = { rng, n = 1 },
-        message = "outside 0%.%.1, position 0" },
+        message = "outside 0%.%.1, position 1" },
       { inputs = { g.uniform({ 3 }, -2, -1), n = 1 }, attrs = { rng, n = 1 },
-        message = "outside 0%.%.1, position 0" },
+        message = "outside 0%.%.1, position 1" },
     }
   end,
 }
@@ -261,9 +261,9 @@ M.multinomial = {
     end
     return {
       refuse(g.uniform({ 2, 3 }, 0.5, 1), 4, false,
-        "4 draws without replacement from row 0, which has 3 positive weights"),
+        "4 draws without replacement from row 1, which has 3 positive weights"),
       refuse(g.uniform({ 2, 3 }, -1, -0.5), 1, true,
-        "in row 0, position 0: weights must be finite"),
+        "in row 1, position 1: weights must be finite"),
       refuse(g.uniform({ 2, 3 }, 0.5, 1), 0, true, "n must be at least 1"),
       refuse(g.uniform({ 2, 3, 4 }, 0.5, 1), 1, true,
         "weights must be %[N, C%] or %[C%], got 3 dims"),
