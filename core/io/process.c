@@ -37,18 +37,24 @@ void weft_lock_drop(int fd) {
 
 int64_t weft_process_start(const char *const *words, const char *output, int keep) {
     posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
     pid_t pid = 0;
     int code = posix_spawn_file_actions_init(&actions);
+    if (code == 0 && (code = posix_spawnattr_init(&attributes)) != 0) posix_spawn_file_actions_destroy(&actions);
     if (code != 0) {
         weft_fail(WEFT_ENOMEM, "starting %s: %s", words[0], strerror(code));
         return 0;
     }
-    code = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    // a group of its own: the terminal's Ctrl-C is the parent's to pass on, once
+    code = posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+    if (code == 0) code = posix_spawnattr_setpgroup(&attributes, 0);
+    if (code == 0) code = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     if (code == 0) code = posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0666);
     if (code == 0) code = posix_spawn_file_actions_adddup2(&actions, 1, 2);
     // onto itself: the child's copy stays open over exec
     if (code == 0 && keep >= 0) code = posix_spawn_file_actions_adddup2(&actions, keep, keep);
-    if (code == 0) code = posix_spawnp(&pid, words[0], &actions, NULL, (char *const *)words, environ);
+    if (code == 0) code = posix_spawnp(&pid, words[0], &actions, &attributes, (char *const *)words, environ);
+    posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     if (code == 0) return (int64_t)pid;
     weft_fail(WEFT_EIO, "starting %s: %s", words[0], strerror(code));

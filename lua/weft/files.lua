@@ -53,6 +53,18 @@ function M.walk(root)
   return out
 end
 
+---Removes a folder and all below it.
+function M.remove_tree(path)
+  for _, name in ipairs(M.list(path) or {}) do
+    local below = path .. "/" .. name
+    if M.is_dir(below) then
+      local ok, message = M.remove_tree(below)
+      if not ok then return nil, message end
+    end
+  end
+  return M.remove_dir(path)
+end
+
 ---A file's text; nil, message when it can't be read.
 function M.read(path)
   local f, message = io.open(path, "rb")
