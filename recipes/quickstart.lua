@@ -20,7 +20,7 @@ local config = weft.config {
   weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1,
 
   features = { enabled = true, memory = 256, disk = 0 },
-  data = { kind = "auto", root = "", held_out = 0.2, length = 24, vocab = 1024, tokenizer = "", size = 112, resize = 112,
+  data = { kind = "auto", root = "", held_out = 0.2, length = 24, vocab = 1024, tokenizer = "", size = 112, resize = 112, fit = "stretch",
     threads = 2, cache = 64, flip = false, limit = 0 },
   checkpoint_every = 0, keep_checkpoints = 2, log_every = 20,
 }

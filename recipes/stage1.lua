@@ -20,7 +20,7 @@ local config = weft.config {
   weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 1000, lr_floor = 0.1,
 
   features = { enabled = true, memory = 1024, disk = 0 },
-  data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256,
+  data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256, fit = "crop",
     threads = 2, cache = 512, flip = false, limit = 0, text = "" },
   checkpoint_every = 500, keep_checkpoints = 2, log_every = 20,
 }

@@ -21,7 +21,7 @@ function M.run(args)
       failed = failed + 1
     else
       local o = run.data.train.options
-      local small = image.center_crop(image.resize(picture, o.resize), o.size, o.size)
+      local small = image.center_crop(image.resize(picture, require("weft.data.captioned").resize_of(o)), o.size, o.size)
       local text = weft.no_grad(function()
         local pixels = image.normalize(small, { mean = o.mean, std = o.std }):unsqueeze(1)
         return run.model:caption({ pixels = pixels }, run.data, { beams = tonumber(args.beams) or 1 })[1]

@@ -23,6 +23,9 @@ function Dataset.new(rows, options)
   return setmetatable({ rows = rows, options = options, damaged = {} }, Dataset)
 end
 
+---What a picture is resized to: its short edge, or both sides where its shape gives way.
+function Dataset.resize_of(o) return o.fit == "stretch" and { o.size, o.size } or o.resize end
+
 function Dataset:size() return #self.rows end
 function Dataset:count_batches(batch) return math.floor(self:size() / batch) end
 
@@ -102,7 +105,7 @@ end
 local function submit(self, indices, flips)
   local o, plan = self.options, {}
   for b, i in ipairs(indices) do
-    plan[b] = { path = self.rows[i].path, resize = o.resize, flip = flips and flips[b] or false }
+    plan[b] = { path = self.rows[i].path, resize = Dataset.resize_of(o), flip = flips and flips[b] or false }
   end
   return (loader(self):submit(plan))
 end

@@ -60,19 +60,20 @@ end
 
 local function options_of(c, t, special)
   local image = require "weft.io.image"
-  return { size = c.size, resize = c.resize, length = c.length, pad = special.pad, vocab = t.size, threads = c.threads, cache = c.cache,
+  return { size = c.size, resize = c.resize, fit = c.fit, length = c.length, pad = special.pad, vocab = t.size, threads = c.threads, cache = c.cache,
     flip = c.flip, mean = image.mean, std = image.std }
 end
 
 ---Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
----@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, threads,
----  cache, flip, limit, text (a file of plain text, one utterance a line)
+---@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, fit
+---  ("crop": short edge, then the middle; "stretch": both sides), threads, cache, flip, limit, text (a file of plain text, one utterance a line)
 ---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
 function M.captioned(c, o)
   c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
-    threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
+    fit = "crop", threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
   if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
   if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
+  if c.fit ~= "crop" and c.fit ~= "stretch" then A.choice(c.fit, { crop = 1, stretch = 1 }, "data", "fit") end
   local pairs_, counts = find.find(c.root, c.kind)
   if not pairs_ then error("data: " .. counts, 0) end
   if c.limit > 0 and #pairs_ > c.limit then
@@ -119,15 +120,16 @@ function M.captioned(c, o)
       :format(#pairs_, n_images, #train, #test, counts.without, counts.missing),
     ("captions: %d distinct, %.1f %% cut at %d tokens, longest %d, %d empty; vocabulary %d")
       :format(n_captions, 100 * cut / #pairs_, c.length, longest, counts.empty, t.size),
-    ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
-      :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
+    c.fit == "stretch" and ("preprocessing: both sides to %d bicubic antialiased, whatever the shape; alpha on white"):format(c.size)
+      or ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
+        :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
   }
   data.notes[#data.notes + 1] = text_notes
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
     if ok then
       ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, held_out = #test, length = c.length,
-        size = c.size, resize = c.resize, mean = options.mean, std = options.std, vocab = t.size })
+        size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size })
     end
     if not ok then error(message, 0) end
   end
@@ -142,7 +144,7 @@ function M.recorded(dir)
   local d, message = json.read(dir .. "/data.json")
   if not d then error(("%s: %s"):format(dir, message), 0) end
   local t, special = tokenizer_of({ tokenizer = dir .. "/tokenizer.json" })
-  local options = { size = d.size, resize = d.resize, length = d.length, pad = special.pad, threads = 1, cache = 0, mean = d.mean, std = d.std }
+  local options = { size = d.size, resize = d.resize, fit = d.fit, length = d.length, pad = special.pad, threads = 1, cache = 0, mean = d.mean, std = d.std }
   local function set(n)
     local part = Dataset.new({}, options)
     function part:size() return n end
