@@ -103,7 +103,7 @@ describe("weft.config", function()
 
   it("knows what nobody read", function()
     local c = weft.config { a = 1, b = 2, s = { c = 3, d = 4 }, t = { e = 5, f = 6 } }
-    local _ = c.a, c.s.d
+    local _ = c.a + c.s.d
     assert.same({ "b", "s.c", "t.e", "t.f" }, config.unread(c))
     _ = config.values(c)
     assert.same({ "b", "s.c", "t.e", "t.f" }, config.unread(c))
