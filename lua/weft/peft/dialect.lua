@@ -15,6 +15,9 @@ M.paths = {
 M.words = { query = "q_proj", key = "k_proj", value = "v_proj", dense = "o_proj", ["output.dense"] = "o_proj",
   weights_out = "down_proj" }
 
+---The same from the newer generation.
+M.older_words = { q_proj = "query", k_proj = "key", v_proj = "value", o_proj = "output.dense", down_proj = "weights_out" }
+
 ---Modules that the newer generation cut in two, which an adapter of ours can't be written for.
 M.split = { "mlp.weights_in" }
 

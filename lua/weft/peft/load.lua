@@ -49,6 +49,8 @@ local function ours_of(state, where, problems)
   return out, generations
 end
 
+M.ours_of = ours_of
+
 -- Names by which the file's settings may call a module of ours.
 local function name_rule(generations)
   return function(path)

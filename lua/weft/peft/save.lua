@@ -32,37 +32,52 @@ local function names_in(which, path)
   return newer and newer ~= path and { path, newer } or { path }
 end
 
--- target_modules in a dialect, for the modules that the adapter sits on.
-local function targets_in(which, c, paths)
-  if type(c.targets) == "string" and c.targets ~= "all-linear" then
-    if which == "transformers4" then return c.targets end
-    local parts = which == "both" and { "(?:" .. c.targets .. ")" } or {}
-    for _, path in ipairs(paths) do
-      for _, name in ipairs(names_in(which, path)) do
-        if which == "transformers5" or name ~= path then parts[#parts + 1] = regex.escape(name) end
-      end
-    end
-    return table.concat(parts, "|")
-  end
+-- Every name of these modules in a dialect.
+local function all_names(which, paths)
   local set = {}
-  if c.targets == "all-linear" then
-    for _, path in ipairs(paths) do
-      for _, name in ipairs(names_in(which, path)) do set[name] = true end
-    end
-    return sorted(set)
+  for _, path in ipairs(paths) do
+    for _, name in ipairs(names_in(which, path)) do set[name] = true end
   end
+  return sorted(set)
+end
+
+-- What a regular expression of either generation must also name, to mean these modules in a dialect.
+local function pattern_in(which, pattern, paths)
+  local older, left = false, {}
+  for _, path in ipairs(paths) do older = older or regex.full(pattern, path) end
+  for _, name in ipairs(all_names(which, paths)) do
+    if not regex.full(pattern, name) then left[#left + 1] = regex.escape(name) end
+  end
+  if #left == 0 and (which ~= "transformers5" or not older) then return pattern end
+  if which == "both" then return table.concat({ "(?:" .. pattern .. ")", unpack(left) }, "|") end
+  local parts = all_names(which, paths)
+  for i, name in ipairs(parts) do parts[i] = regex.escape(name) end
+  return table.concat(parts, "|")
+end
+
+-- target_modules in a dialect, for the modules that the adapter sits on. Entries are of either generation.
+local function targets_in(which, c, paths)
+  -- exclude_modules is not translated: full names need none
+  if c.targets == "all-linear" or c.exclude and which ~= "transformers4" then return all_names(which, paths) end
+  if type(c.targets) == "string" then return pattern_in(which, c.targets, paths) end
+  local set, covered = {}, {}
   for _, entry in ipairs(c.targets) do
     for _, path in ipairs(paths) do
-      if dialect.ends_with(path, entry) then
+      local newer = dialect.newer(path)
+      if dialect.ends_with(path, entry) or newer and dialect.ends_with(newer, entry) then
+        covered[path] = true
         for _, name in ipairs(names_in(which, path)) do
-          if name == path or dialect.ends_with(name, entry) then set[entry] = true
+          if dialect.ends_with(name, entry) then set[entry] = true
           else
-            local word = dialect.words[entry]
+            local word = dialect.words[entry] or dialect.older_words[entry]
             set[word and dialect.ends_with(name, word) and word or name] = true
           end
         end
       end
     end
+  end
+  for _, path in ipairs(paths) do
+    if not covered[path] then return all_names(which, paths) end
   end
   return sorted(set)
 end
@@ -125,6 +140,33 @@ of its run and holds nothing else. Base model: %s.
 `peft.load(model, directory)`.
 ]]
 
+M.names_in = names_in
+
+---Settings for a dialect: targets, patterns, exclusions and modules saved whole by its names.
+---@param which string
+---@param c table
+---@param paths string[]  modules that the adapter sits on, by our names
+---@param sizes table<string, { rank: integer, alpha: number }>
+function M.translated(which, c, paths, sizes)
+  local new = {}
+  for key, v in pairs(getmetatable(c) and getmetatable(c).__index or c) do new[key] = v end
+  for key, v in pairs(c) do new[key] = v end
+  new.targets = targets_in(which, c, paths)
+  new.rank_pattern, new.alpha_pattern = patterns_in(which, c, paths, sizes)
+  if which ~= "transformers4" then new.exclude = nil end
+  if c.modules_to_save then
+    local set = {}
+    for _, entry in ipairs(c.modules_to_save) do
+      local ours = dialect.older_words[entry] or dialect.ours(entry)
+      local newer = dialect.words[ours] or dialect.newer(ours) or ours
+      if which ~= "transformers5" then set[ours] = true end
+      if which ~= "transformers4" then set[newer] = true end
+    end
+    new.modules_to_save = sorted(set)
+  end
+  return new
+end
+
 ---Writes an adapter as a directory. The default dialect, "both", loads in either generation of
 ---transformers; "transformers4" and "transformers5" write for one. PiSSA and OLoRA adapters are written
 ---for the base as it was, at twice their rank.
@@ -164,8 +206,7 @@ function M.save(model, dir, options)
       state[files.prefix .. name .. (name == "" and "" or ".") .. entry[2]] = entry[3]
     end
   end
-  local written = setmetatable({ targets = targets_in(o.dialect, c, paths) }, { __index = c })
-  written.rank_pattern, written.alpha_pattern = patterns_in(o.dialect, c, paths, sizes)
+  local written = M.translated(o.dialect, c, paths, sizes)
   local file = config.to_file(written, { base = o.base or record.base, revision = o.revision })
   if o.dialect == "transformers5" then file.peft_version = "0.21.2" end
 

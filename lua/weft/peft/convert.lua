@@ -1,0 +1,91 @@
+-- convert.lua: an adapter directory of either generation of transformers, written for the other or for both.
+-- Needs no base model: tensors keep their values, names are translated.
+local A = require "weft.args"
+local config = require "weft.peft.config"
+local dialect = require "weft.peft.dialect"
+local files = require "weft.peft.files"
+local load = require "weft.peft.load"
+local match = require "weft.peft.match"
+local save = require "weft.peft.save"
+local disk = require "weft.files"
+local json = require "weft.io.json"
+local safetensors = require "weft.io.safetensors"
+
+local M = {}
+
+local dialects = { both = true, transformers4 = true, transformers5 = true }
+
+-- Rank and alpha of each module, and the modules in order.
+local function sizes_of(c, given)
+  local paths, sizes = {}, {}
+  for _, g in pairs(given) do
+    if g.tail == "lora_A.weight" then
+      paths[#paths + 1] = g.path
+      local newer = dialect.newer(g.path) or g.path
+      local rank, alpha = match.sizes(c, g.path)
+      local other_rank, other_alpha = match.sizes(c, newer)
+      if rank ~= g.tensor:size(1) or alpha == c.alpha and other_alpha ~= c.alpha then rank, alpha = other_rank, other_alpha end
+      if rank ~= g.tensor:size(1) then
+        A.raise("peft.convert: %s is of rank %d, and the settings say %d", g.name, g.tensor:size(1), rank)
+      end
+      sizes[g.path] = { rank = rank, alpha = alpha }
+    end
+  end
+  table.sort(paths)
+  return paths, sizes
+end
+
+---Translates an adapter directory. dialect: "both" (loads in transformers 4 and 5), "transformers4" or
+---"transformers5".
+---@param dir string
+---@param out string
+---@param options? table  dialect ("both")
+---@return integer modules
+function M.convert(dir, out, options)
+  local o = A.options(options, { dialect = "both" }, "peft.convert")
+  if not dialects[o.dialect] then
+    A.raise("peft.convert: dialect: unknown choice %s%s", tostring(o.dialect),
+      A.suggest(tostring(o.dialect), { "both", "transformers4", "transformers5" }))
+  end
+  local file, message = json.read(dir .. "/" .. files.config)
+  if file == nil then A.raise("peft.convert: %s", message) end
+  local state, metadata = safetensors.load(dir .. "/" .. files.weights)
+  if not state then A.raise("peft.convert: %s", metadata) end
+  local c = config.from_file(file, dir .. "/" .. files.config, "default")
+  local problems = {}
+  local given = load.ours_of(state, dir .. "/" .. files.weights, problems)
+  if #problems > 0 then A.raise("peft.convert: %s:\n  %s", dir, table.concat(problems, "\n  ")) end
+  local paths, sizes = sizes_of(c, given)
+  if #paths == 0 then A.raise("peft.convert: %s holds no lora_A", dir) end
+
+  local written = {}
+  for _, g in pairs(given) do
+    for _, name in ipairs(save.names_in(o.dialect, g.path)) do
+      written[files.prefix .. name .. (name == "" and "" or ".") .. g.tail] = g.tensor
+    end
+  end
+  local made = config.to_file(save.translated(o.dialect, c, paths, sizes), { base = c.base })
+  -- what is not translated stays as it was
+  local kept = {}
+  for key, v in pairs(file) do kept[key] = v end
+  for _, key in ipairs { "target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern" } do kept[key] = made[key] end
+  for key, v in pairs(made) do
+    if kept[key] == nil then kept[key] = v end
+  end
+  kept.peft_version = o.dialect == "transformers5" and (file.peft_version or "0.21.2") or nil
+  -- the older stack refuses keys that it does not know
+  if o.dialect ~= "transformers5" then
+    for key in pairs(file) do
+      if made[key] == nil then kept[key] = nil end
+    end
+  end
+  local function check(ok, why)
+    if not ok then A.raise("peft.convert: %s", why) end
+  end
+  check(disk.make_dirs(out))
+  check(safetensors.save(out .. "/" .. files.weights, written, metadata))
+  check(json.write(out .. "/" .. files.config, kept))
+  return #paths
+end
+
+return M
