@@ -142,11 +142,8 @@ of its run and holds nothing else. Base model: %s.
 
 M.names_in = names_in
 
----Settings for a dialect: targets, patterns, exclusions and modules saved whole by its names.
----@param which string
----@param c table
----@param paths string[]  modules that the adapter sits on, by our names
----@param sizes table<string, { rank: integer, alpha: number }>
+-- Settings for a dialect: targets, patterns, exclusions and modules saved whole by its names. paths: modules
+-- that the adapter sits on, by our names; sizes: their rank and alpha.
 function M.translated(which, c, paths, sizes)
   local new = {}
   for key, v in pairs(getmetatable(c) and getmetatable(c).__index or c) do new[key] = v end
