@@ -42,7 +42,12 @@ describe("weft ablate", function()
     assert.equal(0, code)
     assert.truthy(out:find("4 cells over lora.rank, seed", 1, true))
     assert.truthy(out:find("Phase 1 once for 2 cells", 1, true))
+    assert.truthy(out:find("from one step of [%d.]+ s on %d+ thread"), out)
     assert.falsy(files.exists(folder .. "/dry"))
+    local err
+    code, _, err = command.weft(words("lora.rank=2,3 lora.dropout=2 seed=1 --dry-run"))
+    assert.equal(1, code)
+    assert.truthy(err:find("the first cell does not begin.*dropout must lie in"), err)
   end)
 
   it("trains cells from a shared first phase to the weights of whole runs, and repeats nothing", function()

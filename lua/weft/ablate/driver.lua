@@ -82,10 +82,14 @@ function M.state(t)
   return #checkpoint.list(t.dir) > 0 and "stopped" or "waiting"
 end
 
+local function command(threads, ...)
+  local main = assert(package.searchpath("weft.cli.main", package.path))
+  return { "env", "WEFT_THREADS=" .. threads, "luajit", main, "train", ... }
+end
+
 -- The command of a task: goes on where its folder has a checkpoint, else begins.
 local function words_of(plan, t, threads)
-  local main = assert(package.searchpath("weft.cli.main", package.path))
-  local words = { "env", "WEFT_THREADS=" .. threads, "luajit", main, "train" }
+  local words = command(threads)
   local function add(...)
     for _, w in ipairs { ... } do words[#words + 1] = w end
   end
@@ -102,12 +106,35 @@ local function words_of(plan, t, threads)
   return words
 end
 
-local function start(plan, t, threads, fd)
-  local words = words_of(plan, t, threads)
+local function spawn(words, output, fd)
   local argv = ffi.new("const char *[?]", #words + 1)
   for i, w in ipairs(words) do argv[i - 1] = w end
-  files.remove(t.output)
-  local pid = tonumber(C.weft_process_start(argv, t.output, fd))
+  files.remove(output)
+  return tonumber(C.weft_process_start(argv, output, fd))
+end
+
+---What the plan's first cell takes, from one measured step: { seconds of a step, steps, mib }, or nil
+---and its last lines.
+function M.measure(plan, threads)
+  local output = os.tmpname()
+  local words = command(threads, plan.recipe, unpack(plan.cells[1].overrides))
+  words[#words + 1] = "--dry-run"
+  local pid, code = spawn(words, output, -1), -1
+  if pid == 0 then A.fail() end
+  while code < 0 do
+    C.weft_sleep(0.05)
+    code = C.weft_process_poll(pid)
+  end
+  local text, lines = files.read(output) or "", M.tail(output, 3)
+  files.remove(output)
+  local seconds, mib = text:match "one step of %d+ pictures took ([%d.]+) s.- of the process (%d+) MiB"
+  local steps = text:match "epochs, (%d+) steps"
+  if code ~= 0 or not seconds or not steps then return nil, lines end
+  return { seconds = tonumber(seconds), steps = tonumber(steps), mib = tonumber(mib) }
+end
+
+local function start(plan, t, threads, fd)
+  local pid = spawn(words_of(plan, t, threads), t.output, fd)
   C.weft_lock_drop(fd)  -- the process has it now
   if pid == 0 then A.fail() end
   t.pid, t.began = pid, files.clock()

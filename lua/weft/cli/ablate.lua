@@ -11,7 +11,7 @@ local M = {
     { "metric", "figure of result.json that is compared", value = "NAME", default = "the recipe's" },
     { "better", "higher or lower", value = "WHICH", default = "higher; lower for a loss" },
     { "whole", "share nothing: each cell trains from the start" },
-    { "dry-run", "print the plan and stop" },
+    { "dry-run", "print the plan, measure one step, and stop" },
     { "status", "how far a plan is, from its folder", value = "DIR" },
     { "quiet", "the table alone" },
   },
@@ -66,6 +66,11 @@ function M.run(args)
     for _, line in ipairs(plan:describe()) do print(line) end
   end
   if args["dry-run"] then
+    local threads = math.max(1, math.floor(require("weft").threads() / jobs))
+    local m, lines = require("weft.ablate.driver").measure(plan, threads)
+    if not m then error("the first cell does not begin:\n  " .. table.concat(lines, "\n  "), 0) end
+    print(("  from one step of %.2f s on %d thread%s: about %.1f min in all, %d at a time; a cell takes %d MiB"):format(m.seconds,
+      threads, threads == 1 and "" or "s", plan:cost() * m.steps * m.seconds / jobs / 60, jobs, m.mib))
     print("  would run in " .. (args.out or plan:default_dir()))
     return 0
   end
