@@ -1,0 +1,37 @@
+local weft = require "weft"
+local nn = weft.nn
+
+describe("weft.trace", function()
+  local model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.LayerNorm(4))
+
+  it("has a row for each module that ran, with what it made", function()
+    local t = weft.trace(model, weft.ones { 2, 3 })
+    assert.equal(4, #t)
+    assert.equal("0", t[1].path)
+    assert.equal("[2,4]", t[1].shape)
+    assert.equal("float32", t[1].dtype)
+    assert.equal("(all)", t[4].path)
+    assert.near(0, t[3].mean, 1e-5)
+    assert.near(1, t[3].spread, 0.05)
+    assert.truthy(tostring(t):find "module +type +output +dtype")
+  end)
+
+  it("counts what is not finite, and calls", function()
+    local t = weft.trace(model, function()
+      model[1](weft.full { 2, 3, value = 1 / 0 })
+      model[1](weft.ones { 2, 3 })
+    end)
+    assert.equal(1, #t)
+    assert.equal(2, t[1].calls)
+    assert.equal(8, t[1].bad)
+  end)
+
+  it("leaves mode and modules as they were, also after an error", function()
+    model:train()
+    assert.error_matches(function() weft.trace(model, weft.ones { 2, 7 }) end, "7")
+    assert.is_true(model.training)
+    assert.is_nil(rawget(model, "call"))
+    assert.is_nil(rawget(model[1], "call"))
+    assert.error_matches(function() weft.trace {} end, "a module is expected")
+  end)
+end)
