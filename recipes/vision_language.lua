@@ -16,6 +16,7 @@ function Stage1:init(c, data)
   end
   local patches = (data.size / c.encoder.patch) ^ 2
   self.weights, self.label = c.weights, "Stage1"
+  self.random_encoder = c.encoder.pretrained == ""
   self.vision = peft.lora(encoder(c.encoder), c.lora)
   local width = self.vision.config.hidden_size
   self.compress = nn.Sequential(
@@ -64,11 +65,18 @@ function Stage1:phase_changed()
 end
 
 function Stage1:notes()
-  local f = self.features
-  if f.enabled and self.flip then return { "features: not kept, since data.flip makes a picture differ from itself" } end
-  if not f.enabled then return { "features: not kept (features.enabled=false): the frozen encoder runs at every step" } end
-  return { ("features: while the encoder is frozen each picture passes through it once; up to %d MiB are kept in memory, %d on disk")
-    :format(f.budget / 2 ^ 20, f.disk_budget / 2 ^ 20) }
+  local f, notes = self.features, {}
+  if self.random_encoder then
+    notes[1] = "encoder: random weights, frozen: no pretrained one is named (encoder.pretrained); only its adapter will train"
+  end
+  if f.enabled and self.flip then notes[#notes + 1] = "features: not kept, since data.flip makes a picture differ from itself"
+  elseif not f.enabled then
+    notes[#notes + 1] = "features: not kept (features.enabled=false): the frozen encoder runs at every step"
+  else
+    notes[#notes + 1] = ("features: while the encoder is frozen each picture passes through it once; up to %d MiB are kept in memory, %d on disk")
+      :format(f.budget / 2 ^ 20, f.disk_budget / 2 ^ 20)
+  end
+  return notes
 end
 
 -- dual: pooled features of both sides, before projection
