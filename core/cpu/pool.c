@@ -1,4 +1,5 @@
-// pool.c: the one thread pool. Pieces are handed out by an atomic counter; the caller works too.
+// pool.c: the one thread pool. Pieces are handed out one by one; the caller works too, and waits for
+// pieces alone: a worker that sleeps, or that others keep from running, holds nothing up.
 #include "cpu.h"
 #include <pthread.h>
 #include <sched.h>
@@ -8,55 +9,71 @@
 
 #define MAX_THREADS 256
 #define SPIN 4000
+#define NO_PIECE UINT32_MAX  // as the next piece: none, the job is being set up
 
-typedef struct job {
-    weft_piece_fn fn;
-    void *context;
-    int64_t pieces;
-} job;
-
+// What a worker takes a piece from. `state` holds the job's number (high half) and its next piece (low
+// half), so that taking one is a single exchange, which fails when the job has changed meanwhile:
+// what was read of fn, context and pieces then belongs to the piece.
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t threads[MAX_THREADS];
     int wanted, started;      // worker threads beside the caller
     bool set;
-    job job;
-    atomic_int_fast64_t next, generation;
-    atomic_int busy;          // workers still inside the current job
-    int sleeping;
+    _Atomic(weft_piece_fn) fn;
+    _Atomic(void *) context;
+    atomic_int_fast64_t pieces, finished;
+    _Atomic uint64_t state;
+    atomic_int sleeping;
+    atomic_bool stop;
 } pool = { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER };
 
 static _Thread_local bool inside;
 
+static uint32_t job_of(uint64_t state) { return (uint32_t)(state >> 32); }
+
 static void work(void) {
-    int64_t piece;
-    while ((piece = atomic_fetch_add(&pool.next, 1)) < pool.job.pieces)
-        pool.job.fn(pool.job.context, piece);
+    uint64_t state = atomic_load(&pool.state);
+    for (;;) {
+        const weft_piece_fn fn = atomic_load(&pool.fn);
+        void *context = atomic_load(&pool.context);
+        const int64_t piece = (int64_t)(uint32_t)state;
+        if (piece >= atomic_load(&pool.pieces)) return;
+        if (!atomic_compare_exchange_weak(&pool.state, &state, state + 1)) continue;
+        fn(context, piece);
+        atomic_fetch_add(&pool.finished, 1);
+        state = atomic_load(&pool.state);
+    }
+}
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
 }
 
 static void *worker(void *argument) {
-    int64_t seen = (int64_t)(intptr_t)argument;
+    uint32_t seen = (uint32_t)(uintptr_t)argument;
     inside = true;
     for (;;) {
-        int spins = 0;
-        while (atomic_load(&pool.generation) == seen) {
+        for (int spins = 0; job_of(atomic_load(&pool.state)) == seen && !atomic_load(&pool.stop);) {
             if (++spins < SPIN) {
-#if defined(__x86_64__)
-                __builtin_ia32_pause();
-#endif
+                pause_briefly();
                 continue;
             }
             pthread_mutex_lock(&pool.lock);
-            pool.sleeping++;
-            while (atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
-            pool.sleeping--;
+            atomic_fetch_add(&pool.sleeping, 1);
+            while (job_of(atomic_load(&pool.state)) == seen && !atomic_load(&pool.stop))
+                pthread_cond_wait(&pool.wake, &pool.lock);
+            atomic_fetch_sub(&pool.sleeping, 1);
             pthread_mutex_unlock(&pool.lock);
         }
-        seen = atomic_load(&pool.generation);
-        if (seen < 0) return NULL;
+        if (atomic_load(&pool.stop)) return NULL;
+        // a job that is being set up has no pieces yet: it is looked at again
+        const uint64_t state = atomic_load(&pool.state);
+        if ((uint32_t)state == NO_PIECE) continue;
+        seen = job_of(state);
         work();
-        atomic_fetch_sub(&pool.busy, 1);
     }
 }
 
@@ -81,13 +98,12 @@ int weft_threads(void) {
 static void stop_workers(void) {
     if (!pool.started) return;
     pthread_mutex_lock(&pool.lock);
-    int64_t generation = atomic_load(&pool.generation);
-    atomic_store(&pool.generation, INT64_MIN);
+    atomic_store(&pool.stop, true);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
     for (int i = 0; i < pool.started; i++) pthread_join(pool.threads[i], NULL);
     pool.started = 0;
-    atomic_store(&pool.generation, generation);
+    atomic_store(&pool.stop, false);
 }
 
 weft_status weft_set_threads(int n) {
@@ -104,7 +120,7 @@ weft_status weft_set_threads(int n) {
 static void start_workers(void) {
     (void)weft_threads();
     while (pool.started < pool.wanted) {
-        intptr_t seen = (intptr_t)atomic_load(&pool.generation);
+        uintptr_t seen = job_of(atomic_load(&pool.state));
         if (pthread_create(&pool.threads[pool.started], NULL, worker, (void *)seen) != 0) {
             pool.wanted = pool.started;
             return;
@@ -116,7 +132,7 @@ static void start_workers(void) {
 void weft_parallel(int64_t pieces, weft_piece_fn fn, void *context) {
     if (pieces <= 0) return;
     if (pool.started < pool.wanted || !pool.set) start_workers();
-    if (inside || pieces == 1 || pool.started == 0) {
+    if (inside || pieces == 1 || pieces >= NO_PIECE || pool.started == 0) {
         bool was = inside;
         inside = true;
         for (int64_t i = 0; i < pieces; i++) fn(context, i);
@@ -124,21 +140,22 @@ void weft_parallel(int64_t pieces, weft_piece_fn fn, void *context) {
         return;
     }
     inside = true;
-    pool.job = (job){ fn, context, pieces };
-    atomic_store(&pool.next, 0);
-    atomic_store(&pool.busy, pool.started);
-    atomic_fetch_add(&pool.generation, 1);
-    pthread_mutex_lock(&pool.lock);
-    if (pool.sleeping) pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
+    const uint64_t job = (uint64_t)(job_of(atomic_load(&pool.state)) + 1) << 32;
+    atomic_store(&pool.state, job | NO_PIECE);  // every piece of the job before is finished
+    atomic_store(&pool.fn, fn);
+    atomic_store(&pool.context, context);
+    atomic_store(&pool.pieces, pieces);
+    atomic_store(&pool.finished, 0);
+    atomic_store(&pool.state, job);
+    if (atomic_load(&pool.sleeping)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
     work();
-    // Every worker passes through each job, so none can meet the next one half set up.
-    for (int spins = 0; atomic_load(&pool.busy) > 0;) {
-        if (++spins < SPIN) {
-#if defined(__x86_64__)
-            __builtin_ia32_pause();
-#endif
-        } else sched_yield();
+    for (int spins = 0; atomic_load(&pool.finished) < pieces;) {
+        if (++spins < SPIN) pause_briefly();
+        else sched_yield();
     }
     inside = false;
 }
