@@ -52,6 +52,25 @@ describe("weft inspect", function()
     assert.truthy(err:find("LICENSE", 1, true))
     assert.equal(2, (run.weft "inspect"))
   end)
+
+  it("says of two what differs, and nothing where they are equal", function()
+    local a, b = folder .. "/a.safetensors", folder .. "/b.safetensors"
+    local nan = 0 / 0
+    assert(safetensors.save(a, { same = weft.tensor { 1, nan }, value = weft.tensor { 1, 2 }, shape = weft.ones { 2 }, left = weft.ones { 1 },
+      broken = weft.tensor { 1, 2 } }))
+    assert(safetensors.save(b, { same = weft.tensor { 1, nan }, value = weft.tensor { 1, 2.5 }, shape = weft.ones { 3 },
+      right = weft.ones { 1 }, broken = weft.tensor { 1, nan } }))
+    local code, out = run.weft(("inspect %s %s"):format(a, b))
+    assert.equal(0, code)
+    for _, line in ipairs { "value: values differ by up to 0.5", "shape: float32 [2] and float32 [3]", "only in the first: left",
+      "only in the second: right", "broken: values differ by up to", "1 tensors are equal, 5 differences" } do
+      assert.truthy(out:find(line, 1, true), line .. " in " .. out)
+    end
+    local _, equal = run.weft(("inspect %s %s"):format(a, a))
+    assert.truthy(equal:find("5 tensors are equal, and nothing differs", 1, true), equal)
+    local _, adapters = run.weft "inspect tests/golden/lora/plain tests/golden/lora/rslora"
+    assert.truthy(adapters:find("adapter_config.json: use_rslora: false and true", 1, true), adapters)
+  end)
 end)
 
 describe("weft doctor", function()

@@ -28,7 +28,7 @@ function M.run(args)
   local model, data = run.model:eval(), run.data
   local export = require "weft.models.export"
   local o = data.train and data.train.options or {}
-  local preprocessing = o.resize and { resize = o.resize, size = o.size, mean = o.mean, std = o.std } or nil
+  local preprocessing = o.resize and { resize = require("weft.data.captioned").resize_of(o), size = o.size, mean = o.mean, std = o.std } or nil
   if model.vision then
     if idle(model.vision) and not args.force then
       error("the adapter changes nothing: every B is zero, so the base would be exported; --force does it all the same", 0)

@@ -1,13 +1,15 @@
 -- inspect.lua: what safetensors files hold: a tree of names with shapes, dtypes and counts.
 local M = {
   summary = "what a safetensors file, model or adapter directory holds",
-  usage = "FILE.safetensors|DIR ... [--stats] [--all]",
-  about = "Layers that look alike are shown once, as [0..11]. Counts are elements.",
+  usage = "FILE.safetensors|DIR ... [--stats] [--all] | A B",
+  about = "Layers that look alike are shown once, as [0..11]. Counts are elements. Of two, what differs: names, shapes, "
+    .. "values, and settings in the json files beside them.",
   options = {
     { "stats", "min, mean, max and NaN count of each tensor (reads all of the file)" },
     { "all", "every layer, also those that look alike" },
   },
-  examples = { "weft inspect model.safetensors", "weft inspect runs/quickstart/latest/adapter --stats" },
+  examples = { "weft inspect model.safetensors", "weft inspect runs/quickstart/latest/adapter --stats",
+    "weft inspect my-adapter their-adapter" },
 }
 
 local function commas(n)
@@ -174,20 +176,26 @@ local function files_in(path, depth)
   return #list > 0 and list or nil
 end
 
+-- The files that a path means.
+local function files_of(path)
+  local f = io.open(path)
+  if not f then error(path .. ": there is no such file or directory", 0) end
+  local is_folder = f:read(0) == nil and f:seek "end" ~= 0
+  f:close()
+  if not is_folder then return { path } end
+  return files_in(path, 1) or files_in(path, 3)
+    or error(path .. ": no .safetensors file in this directory or near below", 0)
+end
+
 function M.run(args)
   if #args == 0 then error({ usage = "a file or a directory is expected" }) end
+  if #args == 2 and not args.stats and not args.all then
+    require("weft.cli.differences").show({ path = args[1], files = files_of(args[1]) },
+      { path = args[2], files = files_of(args[2]) }, io.write)
+    return
+  end
   for _, path in ipairs(args) do
-    local f = io.open(path)
-    if not f then error(path .. ": there is no such file or directory", 0) end
-    local is_folder = f:read(0) == nil and f:seek "end" ~= 0
-    f:close()
-    if is_folder then
-      local files = files_in(path, 1) or files_in(path, 3)
-      if not files then error(path .. ": no .safetensors file in this directory or near below", 0) end
-      for _, file in ipairs(files) do one(file, args) end
-    else
-      one(path, args)
-    end
+    for _, file in ipairs(files_of(path)) do one(file, args) end
   end
 end
 

@@ -165,10 +165,12 @@ end
 Preprocess.__tostring = Preprocess.describe
 
 ---preprocessor_config.json's keys for a rule in our terms.
----@param o table  resize (short edge), size (crop), mean, std
+---@param o table  resize (short edge, or { height, width }), size (crop), mean, std
 function M.to_file(o)
+  local resize = o.resize
+  local size = type(resize) == "table" and { height = resize[1], width = resize[2] } or { shortest_edge = resize }
   return {
-    image_processor_type = "BitImageProcessor", do_convert_rgb = true, do_resize = true, size = { shortest_edge = o.resize },
+    image_processor_type = "BitImageProcessor", do_convert_rgb = true, do_resize = true, size = size,
     resample = 3, do_center_crop = true, crop_size = { height = o.size, width = o.size }, do_rescale = true,
     rescale_factor = 1 / 255, do_normalize = true, image_mean = json.array { unpack(o.mean) }, image_std = json.array { unpack(o.std) },
   }
