@@ -19,6 +19,7 @@ local function shape_of(t) return ("%s [%s]"):format(t.dtype, table.concat(t.sha
 
 -- Tensors of all of a path's files by name.
 local function tensors_of(files)
+  require "weft"
   local all = {}
   for _, path in ipairs(files) do
     local tensors, message = require("weft.io.safetensors").load(path)
@@ -113,7 +114,8 @@ function M.show(a, b, out)
       out(("  ... and %d more tensors with other values\n"):format(#values - 20))
       break
     end
-    out(("  %s: values differ by up to %.4g\n"):format(v[1], v[2]))
+    out(v[2] ~= v[2] and ("  %s: NaN on one side only\n"):format(v[1])
+      or ("  %s: values differ by up to %.4g\n"):format(v[1], v[2]))
   end
   n = n + #left + #right + #shapes + #values
   out(("  %d tensors are equal, %s\n"):format(same, n == 0 and "and nothing differs" or n .. " differences"))
