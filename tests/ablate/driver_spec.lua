@@ -45,9 +45,9 @@ describe("weft ablate", function()
     assert.truthy(out:find("from one step of [%d.]+ s on %d+ thread"), out)
     assert.falsy(files.exists(folder .. "/dry"))
     local err
-    code, _, err = command.weft(words("lora.rank=2,3 lora.dropout=2 seed=1 --dry-run"))
+    code, out, err = command.weft(words("lora.rank=2,3 lora.dropout=2 seed=1 --dry-run"))
     assert.equal(1, code)
-    assert.truthy(err:find("the first cell does not begin.*dropout must lie in"), err)
+    assert.truthy((out .. err):find("the first cell does not begin.*dropout must lie in"), err)
   end)
 
   it("trains cells from a shared first phase to the weights of whole runs, and repeats nothing", function()
@@ -60,6 +60,7 @@ describe("weft ablate", function()
     end
     assert.truthy(out:find("cell dropout1.5-rank2 FAILED (exit code 1)", 1, true), out)
     assert.truthy(out:find("failed: dropout1%.5%-rank3: exit code 1 | .*dropout must lie in"), out)
+    assert.truthy(out:find("done in %d+ s; retrieval.r_mean [%d.]+; 2 of 4 cells"), out)
     local steps = select(2, files.read(dir .. "/cells/dropout0-rank2/log.txt"):gsub("branched from", ""))
     assert.equal(1, steps)
 

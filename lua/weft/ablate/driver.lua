@@ -141,12 +141,13 @@ local function start(plan, t, threads, fd)
   must(files.append(t.lock, pid .. "\n"))  -- for whoever wants to know who holds it
 end
 
-local function ended(t, code, say, failed)
+local function ended(plan, t, code, say, failed, left)
   t.pid = nil
   local seconds = files.clock() - t.began
   if code == 0 and files.exists(t.mark) then
-    say("%s %s done in %.0f s", t.kind, t.name, seconds)
     t.settled = "done"
+    local score = t.kind == "cell" and require("weft.ablate.table").score(t.mark, plan.metric)
+    say("%s %s done in %.0f s%s; %s", t.kind, t.name, seconds, score and ("; %s %.4g"):format(plan.metric, score) or "", left())
   elseif code == 128 + 9 and not t.killed then
     t.killed = true  -- once more, from its checkpoint; memory that runs out twice is a failure
     say("%s %s was killed after %.0f s; it goes on", t.kind, t.name, seconds)
@@ -181,6 +182,16 @@ function M.run(plan, o)
     must(files.write(t.failed, what .. "\n" .. table.concat(lines, "\n") .. "\n"))
     say("%s %s FAILED (%s)%s", t.kind, t.name, what, #lines > 0 and ":\n    " .. table.concat(lines, "\n    ") or "")
   end
+  local function left()
+    local done, all = 0, 0
+    for _, t in ipairs(tasks) do
+      if t.kind == "cell" then
+        all = all + 1
+        if files.exists(t.mark) then done = done + 1 end
+      end
+    end
+    return ("%d of %d cells"):format(done, all)
+  end
   for _, t in ipairs(tasks) do
     if M.state(t) == "failed" then files.remove(t.failed) end  -- it gets another chance
   end
@@ -192,7 +203,7 @@ function M.run(plan, o)
     for _, t in ipairs(tasks) do
       if t.pid then
         local code = C.weft_process_poll(t.pid)
-        if code >= 0 then ended(t, code, say, failed) else running = running + 1 end
+        if code >= 0 then ended(plan, t, code, say, failed, left) else running = running + 1 end
       end
     end
     for _, t in ipairs(tasks) do

@@ -38,6 +38,12 @@ local function last_step(dir)
   return line and tonumber(line:match '"step":%s*(%d+)')
 end
 
+---A figure of a result.json, or nil.
+function M.score(path, metric)
+  local result = json().read(path)
+  return result and at(result, metric)
+end
+
 -- A cell's figures from its folder.
 local function cell_row(t, plan)
   local row = { name = t.name, values = t.cell.values, state = driver.state(t), dir = t.dir }
