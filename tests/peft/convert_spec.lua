@@ -95,6 +95,17 @@ describe("an adapter converted", function()
     end
   end)
 
+  it("has fan_in_fan_out switched off for Linear, as PEFT does", function()
+    local dir = folder .. "/fan"
+    assert(os.execute(("cp -r tests/golden/lora/plain %s"):format(dir)) == 0)
+    local config = json.read(dir .. "/adapter_config.json")
+    config.fan_in_fan_out = true
+    assert(json.write(dir .. "/adapter_config.json", config))
+    local g = compare.golden "lora/plain/io.safetensors"
+    local model = peft.load(dinov2.from_pretrained "tests/golden/dinov2_mlp", dir)
+    compare.close(weft.no_grad(model:eval(), g.pixel_values).last_hidden_state, g.last_hidden_state, 1e-5)
+  end)
+
   it("is written by the command, which says what it wants", function()
     local code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/cli --dialect transformers5"):format(folder))
     assert.equal(0, code, err)

@@ -507,7 +507,7 @@ describe("files", function()
       assert(json.write(path, c))
       return text
     end
-    assert.matches("fan_in_fan_out is set", with("fan_in_fan_out", true))
+    assert.matches("layer_replication is set", with("layer_replication", { { 0, 2 } }))
     assert.matches("target_parameters is set", with("target_parameters", { "x" }))
     assert.matches("the key use_magic is not known", with("use_magic", true))
     assert.matches("target_modules is missing", with("target_modules", nil))

@@ -105,14 +105,15 @@ local file_defaults = {
   fan_in_fan_out = false, init_lora_weights = true, rank_pattern = {}, alpha_pattern = {},
 }
 
--- Keys that say how an adapter was made, or nothing that changes what it computes.
+-- Keys that say how an adapter was made, or nothing that changes what it computes. fan_in_fan_out is about
+-- Conv1D of others: PEFT switches it off for a Linear, and all that weft wraps is Linear.
 local ignored = {}
 for word in ([[task_type revision inference_mode auto_mapping base_model_name_or_path peft_version megatron_config
-  megatron_core loftq_config eva_config corda_config lora_ga_config velora_config kasa_config monteclora_config
+  megatron_core fan_in_fan_out loftq_config eva_config corda_config lora_ga_config velora_config kasa_config monteclora_config
   qalora_group_size runtime_config ensure_weight_tying init_lora_weights peft_type]]):gmatch "%S+" do ignored[word] = true end
 
 -- Keys that change what an adapter computes, and that weft computes only at their default.
-local refused = { "fan_in_fan_out", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora",
+local refused = { "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora",
   "use_bdlora", "alora_invocation_tokens", "arrow_config" }
 
 local function given(v) return v ~= nil and v ~= json.null and v ~= false and not (type(v) == "table" and next(v) == nil) end
