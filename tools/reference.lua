@@ -99,8 +99,8 @@ end
 
 -- Parts that users do not call.
 local hidden = {}
-for name in ([[peft.inject peft.saved_paths peft.record peft.wrapped peft.report optim.class data.new data.recognise
-  weft.config.set_next weft.config.apply weft.config.new weft.io.image.options run.start run.open weft.random.take
+for name in ([[peft.inject peft.saved_paths peft.record peft.wrapped peft.report optim.class data.recognise
+  weft.config.set_next weft.config.apply weft.config.new weft.io.image.options weft.runnable weft.random.take
   weft.random.set_step weft.io.json.null]]):gmatch "%S+" do hidden[name] = true end
 -- Functions that users know by another name.
 local renamed = { ["weft.backward"] = "t:backward(options)", ["weft.register_hook"] = "t:register_hook(fn)",
@@ -114,7 +114,7 @@ local function public(line, names)
     mark = "."
   end
   local as = owner and names[owner]
-  if not as or name:sub(1, 1) == "_" then return nil end
+  if not as or name:sub(1, 1) == "_" or (as.methods and mark == ".") then return nil end
   if as.method then -- function M.name(t, ...) is t:name(...)
     return ("t:%s(%s)"):format(name, parameters and parameters:gsub("^[%w_]+,?%s*", "") or "...")
   end
@@ -166,7 +166,7 @@ section("Tensor methods", "Beside the operators. `t.shape`, `t.strides`, `t.ndim
   .. "`t:pow_`, `t:maximum_`, `t:minimum_`. `max`, `min`, `argmax` and `argmin` without a dim take all elements; `eq`, `ne`, `lt`, `le`, `gt`, `ge`, "
   .. "`maximum`, `minimum` and the arithmetic take a number too.", { { "tensor/methods.lua", { M = { "t", method = true } } } })
 section("Memory, threads and the whole", nil, { { "init.lua", { M = { "weft" } } }, { "scope.lua", { M = { "weft" } } },
-  { "cuda.lua", { M = { "weft.cuda" } } } })
+  { "trace.lua", { M = { "weft" } } }, { "cuda.lua", { M = { "weft.cuda" } } } })
 section("Autograd", nil, { { "autograd/init.lua", { M = { "weft" } } }, { "autograd/gradcheck.lua", { M = { "weft" } } } })
 section("Random streams", nil, { { "random.lua", { M = { "weft.random" } } } })
 section("nn: modules", "`nn.Module \"Name\"` makes a class; what follows are its methods, then the layers.", {
@@ -187,6 +187,7 @@ section("optim: optimizers and schedules", nil, {
 })
 section("peft: adapters", nil, {
   { "peft/lora.lua", { M = { "peft" } } }, { "peft/adapters.lua", { M = { "peft" } } }, { "peft/merge.lua", { M = { "peft" } } },
+  { "peft/combine.lua", { M = { "peft" } } }, { "peft/groups.lua", { M = { "peft" } } }, { "peft/convert.lua", { M = { "peft" } } },
   { "peft/save.lua", { M = { "peft" } } }, { "peft/load.lua", { M = { "peft" } } }, { "peft/spectrum.lua", { M = { "peft" } } },
 })
 section("models", nil, {
@@ -203,12 +204,13 @@ section("losses", nil, {
 })
 section("data and evaluation", "`weft.eval.retrieval`, `weft.eval.itm` and `weft.eval.captions` go into a recipe's `evaluate`.", {
   { "data/init.lua", { M = { "data" } } }, { "data/pairs.lua", { M = { "data" } } }, { "data/split.lua", { M = { "data" } } },
-  { "data/captioned.lua", { Dataset = { "data", object = "dataset" } } },
+  { "data/captioned.lua", { Dataset = { "data", object = "dataset", methods = true } } },
 })
 section("train: recipes and runs", nil, {
   { "train/init.lua", { M = { "train" } } }, { "config.lua", { M = { "weft.config" } } },
-  { "train/loop.lua", { M = { "run", object = "run" } } }, { "train/run.lua", { Run = { "run", object = "run" } } },
+  { "train/loop.lua", { M = { "run", object = "run" } } }, { "train/step.lua", { M = { "run", object = "run" } } }, { "train/run.lua", { Run = { "run", object = "run", methods = true } } },
 })
+section("ablate: grids of runs", nil, { { "ablate/init.lua", { M = { "weft" } } } })
 section("io: files", nil, {
   { "io/init.lua", { M = { "weft" } } },
   { "io/safetensors.lua", { safetensors = { "weft.io.safetensors" }, File = { "file", object = "file" } } },
@@ -217,6 +219,13 @@ section("io: files", nil, {
   { "io/image.lua", { image = { "weft.io.image" } } },
   { "io/loader.lua", { M = { "weft.io.loader" }, Loader = { "loader", object = "loader" } } },
 })
+
+-- --- the command, as its own help has it
+package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
+local cli = require "weft.cli"
+put "\n## The command\n"
+put("```text\n%s```", cli.overview())
+for _, verb in ipairs(cli.verbs()) do put("\n### weft %s\n\n```text\n%s```", verb, (cli.help(verb, cli.verb(verb)):gsub(" +\n", "\n"))) end
 
 local text = table.concat(out, "\n") .. "\n"
 local path = "docs/reference.md"
