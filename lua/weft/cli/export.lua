@@ -5,7 +5,7 @@ local M = {
   about = "DIR/encoder: DINOv2 with the adapters merged, for AutoModel. DIR/language: LLaMA with its tokenizer, for "
     .. "AutoModelForCausalLM. DIR/whole: everything in one file, as docs/files.md lays out.",
   options = { { "force", "also where the adapter changes nothing" } },
-  examples = { "weft export runs/stage1/2026-11-22-a exported" },
+  examples = { "weft export runs/stage1/2026-11-22-a exported", "weft export RUN exported --force" },
 }
 
 -- An adapter whose B is zero would be exported as the base: most likely a mistake.
