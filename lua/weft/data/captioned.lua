@@ -23,7 +23,7 @@ function Dataset.new(rows, options)
   return setmetatable({ rows = rows, options = options, damaged = {} }, Dataset)
 end
 
----What a picture is resized to: its short edge, or both sides where its shape gives way.
+-- What a picture is resized to: its short edge, or both sides where its shape gives way.
 function Dataset.resize_of(o) return o.fit == "stretch" and { o.size, o.size } or o.resize end
 
 function Dataset:size() return #self.rows end
