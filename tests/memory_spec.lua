@@ -107,9 +107,13 @@ describe("a limit", function()
       local live = weft.memory().live
       local line = debug.getinfo(1, "l").currentline + 1
       local message = message_of(function() local _ = weft.zeros { 2 ^ 25 } end)
-      assert.matches(("^.-memory_spec.lua:%d: out of memory on cpu: requested 134217728 bytes, live %d, cached %%d+")
+      assert.matches(("^.-memory_spec.lua:%d: zeros: out of memory on cpu: requested 134217728 bytes, live %d, cached %%d+")
         :format(line, live), message)
       assert.matches("limit %d+; make the batch smaller or free tensors", message)
+      line = debug.getinfo(1, "l").currentline + 1
+      message = message_of(function() local _ = held:expand(40, 2 ^ 20):exp() end)
+      assert.is_truthy(message:find(("memory_spec.lua:%d: exp: x [40,1048576]: out of memory on cpu: requested 167772160")
+        :format(line), 1, true), message)
       held:free()
     end)
   end)

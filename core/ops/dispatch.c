@@ -197,7 +197,7 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
     for (int j = 0; j < n_out; j++) {
         results[j].storage = weft_storage_new(y[j].numel * weft_dtype_size(y[j].dtype), y[j].device);
-        if (!results[j].storage) { code = WEFT_ENOMEM; goto done; }
+        if (!results[j].storage) { code = explain(info, in, n_in, WEFT_ENOMEM); goto done; }
         y[j].data = y[j].device == WEFT_META ? NULL : results[j].storage->data;
         results[j].view = y[j];
     }
