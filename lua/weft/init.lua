@@ -65,7 +65,8 @@ function M.threads(n)
   return core.lib.weft_threads()
 end
 
-local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train", ablate = "weft.ablate", trace = "weft.trace" }
+local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train",
+  ablate = "weft.ablate", trace = "weft.trace" }
 
 return setmetatable(M, {
   __index = function(t, key)
