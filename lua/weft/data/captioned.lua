@@ -110,6 +110,14 @@ local function submit(self, indices, flips)
   return (loader(self):submit(plan))
 end
 
+-- Remembers a damaged picture, and tells of it once.
+local function note_damage(self, name, message)
+  if self.damaged[name] then return end
+  self.damaged[name] = message
+  self.damaged[#self.damaged + 1] = name
+  if self.on_damage then self.on_damage(name, message) end
+end
+
 -- A damaged picture leaves its batch; its place is taken by nothing. batch.pixel_rows says which rows
 -- of the batch have pixels, problems are by row of pixels.
 local function drop_damaged(self, batch, problems)
@@ -118,12 +126,7 @@ local function drop_damaged(self, batch, problems)
   for k, message in pairs(problems) do
     local b = batch.pixel_rows[k]
     bad[b] = true
-    local name = self.rows[batch.indices[b]].name
-    if not self.damaged[name] then
-      self.damaged[name] = message
-      self.damaged[#self.damaged + 1] = name
-      if self.on_damage then self.on_damage(name, message) end
-    end
+    note_damage(self, self.rows[batch.indices[b]].name, message)
   end
   local kept, new_place = {}, {}
   for b, i in ipairs(batch.indices) do
@@ -134,7 +137,7 @@ local function drop_damaged(self, batch, problems)
   end
   if #kept == 0 then return { indices = {}, tokens = 0 } end
   local again, places = describe(self, kept), {}
-  again.pixel_rows, again.covered = {}, batch.covered
+  again.pixel_rows = {}
   for k, b in ipairs(batch.pixel_rows) do
     if not bad[b] then
       places[#places + 1] = k - 1
@@ -161,10 +164,9 @@ function Dataset:drop_damaged()
     for i = first, math.min(first + step - 1, #self.rows) do indices[#indices + 1] = i end
     local pixels, problems = loader(self):take(submit(self, indices))
     pixels:free()
-    local batch = { indices = indices, pixel_rows = all_rows(#indices) }
-    drop_damaged(self, batch, problems)
     for b, i in ipairs(indices) do
-      if not problems[b] then kept[#kept + 1] = self.rows[i] end
+      local row = self.rows[i]
+      if problems[b] then note_damage(self, row.name, problems[b]) else kept[#kept + 1] = row end
     end
   end
   self.rows = kept
