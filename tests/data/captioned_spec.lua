@@ -213,6 +213,20 @@ describe("pictures", function()
     assert.equal(4, n)
   end)
 
+  it("can be read again from anywhere when a loop was left early", function()
+    local data = data_of { held_out = 0 }
+    local function reader(position)
+      return data.train:reader { epoch = 1, position = position, batch = 4, accumulate = 1, seed = 3 }
+    end
+    local first = reader(0)
+    first()
+    local all = {}
+    for batch in reader(1) do all[#all + 1] = batch end
+    assert.equal(5, #all)
+    assert.equal(0, (all[1].pixels - data.train:batch_of(data.train:plan(3, 1, 4)[2]).pixels):abs():max():item())
+    assert.has_error(function() first() end, "this reader was left for another; read on from that one")
+  end)
+
   it("that are damaged leave their batch, and are named once", function()
     tiny.write(root .. "/03.png", "no picture")
     tiny.write(root .. "/09.png", tiny.read(root .. "/09.png"):sub(1, 60))

@@ -217,7 +217,12 @@ function Dataset:reader(o)
   local plan = self:plan(o.seed, o.epoch, o.batch)
   local last = math.min(#plan, o.limit or #plan)
   o.per_epoch = last
+  -- what a reader before this one asked for and never took, its loop left early
+  for _, item in pairs(self.ahead or {}) do
+    if item.ticket then (loader(self):take(item.ticket)):free() end
+  end
   local at, ahead, queue = o.position, o.position, {}
+  self.ahead = queue
   local function flips(n)
     if not self.options.flip then return nil end
     local draws = ops.rand({ o.batch }, "float32", "cpu", { key = random.hash("flip", o.seed), counter = 0ULL + o.epoch * 2 ^ 20 + n })
@@ -251,6 +256,7 @@ function Dataset:reader(o)
   end
   return function()
     if at >= last then return nil end
+    if self.ahead ~= queue then A.raise("this reader was left for another; read on from that one") end
     fill()
     at = at + 1
     local next_, batch = queue[at], describe(self, plan[at])
@@ -259,6 +265,7 @@ function Dataset:reader(o)
     if next_.ticket then
       local before = loader(self):waited()
       local pixels, problems = loader(self):take(next_.ticket)
+      next_.ticket = nil
       batch.pixels = pixels:keep()
       waited = loader(self):waited() - before
       batch = drop_damaged(self, batch, problems)
