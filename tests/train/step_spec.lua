@@ -261,7 +261,7 @@ describe("features of the frozen encoder", function()
   it("are made once a picture, whatever company it comes in", function()
     -- 18 pictures, 16 of them in an epoch; two epochs see all but those that were never drawn
     local seen, result, run = count { "warmup_epochs=4", "epochs=5" }
-    local plan, all, n = {}, {}, 0
+    local all, n = {}, 0
     for epoch = 1, 4 do
       for _, batch in ipairs(run.data.train:plan(3, epoch, 4)) do
         for _, i in ipairs(batch) do
@@ -271,16 +271,16 @@ describe("features of the frozen encoder", function()
         end
       end
     end
-    plan = run.model.features
-    assert.equal(n, plan.computed)
-    assert.equal(64 - n, plan.served)
+    local kept = run.model.features
+    assert.equal(n, kept.computed)
+    assert.equal(64 - n, kept.served)
     -- one picture more, to see whether it has the same bits alone; one at a time where it has not
-    assert.is_true(seen[1] == n + 1 or (plan.alone and seen[1] == n + 4 + 1), seen[1])
+    assert.is_true(seen[1] == n + 1 or (kept.alone and seen[1] == n + 4 + 1), seen[1])
     assert.equal(16, seen[2])
     assert.equal(0, result.skipped)
     -- and they are gone when the encoder changes
-    assert.same({}, plan.held)
-    assert.equal(0, plan.bytes)
+    assert.same({}, kept.held)
+    assert.equal(0, kept.bytes)
   end)
 
   it("give the weights of a run without them, in memory, on disk or in both", function()

@@ -26,6 +26,9 @@ function M.plan(phases, epochs)
   for i, p in ipairs(phases) do
     local n = p.epochs or epochs - at + 1
     if i < #phases and not p.epochs then A.raise("recipe: phase %d (%s) needs epochs", i, tostring(p.name)) end
+    if p.on_enter and p.on_enter ~= "rebuild" and p.on_enter ~= "extend" then
+      A.raise("phase_switch: rebuild or extend is expected, got %s", tostring(p.on_enter))
+    end
     n = math.min(n, epochs - at + 1)
     out[i] = { name = p.name or "Phase " .. i, frozen = p.frozen or {}, on_enter = p.on_enter or "rebuild",
       first = at, last = at + n - 1, index = i }
