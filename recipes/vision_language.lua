@@ -141,6 +141,12 @@ function Stage1:metrics()
     itm_skipped = self.itm.skipped_rows, itm_likeness = self.itm.likeness, tau = self.itc.tau:item(), queue = self.queue:filled() }
 end
 
+-- What the last step compared with, in words.
+function Stage1:left_out()
+  local c = self.itc.counts or {}
+  return ("negatives %s (%d same picture, %d same caption left out)"):format(nn.commas(c.negatives or 0), c.same_picture or 0, c.same_caption or 0)
+end
+
 -- Values of losses whose head ignores its input: what it pays to be compared with.
 function Stage1:priors()
   local p = self.itm.majority

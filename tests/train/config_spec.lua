@@ -71,7 +71,7 @@ describe("the config of stage 1", function()
     assert.same({}, config.unread(run.config))
   end)
 
-  it("has no key that moves nothing", function()
+  it("has no key that moves nothing #slow", function()
     local plain = outcome {}
     local dead, unknown, seen = {}, {}, {}
     local _, paths = config.flat(tiny.recipe(root).config)

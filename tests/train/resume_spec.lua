@@ -266,7 +266,7 @@ describe("a run that goes on", function()
   end)
 end)
 
-describe("weft train, killed", function()
+describe("weft train, killed #slow", function()
   -- Starts or resumes, waits for rows of metrics, sends a signal: exit status of the process.
   local function run_until(words, dir, rows, signal)
     local script = ([[

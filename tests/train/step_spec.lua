@@ -117,6 +117,8 @@ describe("metrics", function()
       end
     end
     assert.is_true(same > 0)
+    assert.truthy(tiny.read(run.dir .. "/log.txt"):find(("Phase 2: negatives %d (%d same picture, %d same caption left out)"):format(
+      last.itc_negatives, last.itc_same_picture, last.itc_same_caption), 1, true))
   end)
 
   it("hold the loss on plain text, which has a weight of its own", function()

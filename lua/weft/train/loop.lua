@@ -35,6 +35,7 @@ local function end_epoch(self)
   local last = self.epoch == phase.last
   self.epoch, self.position, self.epoch_done = self.epoch + 1, 0, false
   if not last then return end
+  if self.model.left_out then self.log:line("%s: %s", phase.name, self.model:left_out()) end
   self:evaluate(phase.name)
   self.kept[("step_%08d"):format(self.step)] = true
   self:save()
