@@ -17,8 +17,8 @@ local config = weft.config {
   itm = { source = "batch" },
   weights = { itc = 1.0, itm = 0.5, lm = 1.0, memory = 0.1 },
 
-  warmup_epochs = 10, epochs = 40, phase_switch = "rebuild",
-  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 2, head_lr = 1, lora_plus_ratio = 1,
+  warmup_epochs = 12, epochs = 36, phase_switch = "rebuild",
+  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 1, head_lr = 5, lora_plus_ratio = 1,
   weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1,
 
   features = { enabled = true, memory = 256, disk = 0 },

@@ -185,7 +185,7 @@ end
 return {
   Model = Stage1,
   finish = finish,
-  heads = { "itc", "itm" },
+  heads = { "fusion", "itm" },
   metric = "retrieval.r_mean",
   after_warmup = { "lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" },
   data = function(config, o) return (weft.data.captioned(config.data, o)) end,

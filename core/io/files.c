@@ -71,7 +71,7 @@ char *weft_list_dir(const char *path) {
     closedir(d);
     char *out = failed ? NULL : malloc(bytes);
     if (out) {
-        qsort(names, n, sizeof *names, by_name);
+        if (n) qsort(names, n, sizeof *names, by_name);
         char *p = out;
         for (size_t i = 0; i < n; i++) p += sprintf(p, "%s\n", names[i]);
         *p = 0;
