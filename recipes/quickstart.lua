@@ -9,7 +9,7 @@ local config = weft.config {
   lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" } },
   compress = { hidden = 256, width = 128, dropout = 0.1 },
   language = { width = 192, layers = 2, ff = 512, heads = 3, dropout = 0.1 },
-  fusion = { layers = 1, heads = 4, ff = 256 },
+  fusion = { layers = 1, heads = 4, ff = 256, gate = 0.5 },
   memory = { kind = "larimar", slots = 32 },
   -- negatives from the batch: on so few pictures a queue without a slow copy of the model (itc.momentum
   -- near 1) holds features that are stale within a step
@@ -17,8 +17,8 @@ local config = weft.config {
   itm = { source = "batch" },
   weights = { itc = 1.0, itm = 0.5, lm = 1.0, memory = 0.1 },
 
-  warmup_epochs = 12, epochs = 36, phase_switch = "rebuild",
-  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 1, head_lr = 5, lora_plus_ratio = 1,
+  warmup_epochs = 10, epochs = 28, phase_switch = "rebuild",
+  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 1, head_lr = 2, lora_plus_ratio = 1,
   weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1,
 
   features = { enabled = true, memory = 256, disk = 0 },

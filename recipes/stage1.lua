@@ -9,7 +9,7 @@ local config = weft.config {
   lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" } },
   compress = { hidden = 384, width = 128, dropout = 0.1 },
   language = { width = 384, layers = 7, ff = 1024, heads = 6, dropout = 0.0 },
-  fusion = { layers = 4, heads = 4, ff = 512 },
+  fusion = { layers = 4, heads = 4, ff = 512, gate = 0 },
   memory = { kind = "larimar", slots = 32 },
   itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0 },
   itm = { source = "queue" },

@@ -25,7 +25,7 @@ function Stage1:init(c, data)
   self.language = models.llama { vocab = data.vocab, width = c.language.width, layers = c.language.layers,
     ff = c.language.ff, heads = c.language.heads, dropout = c.language.dropout }
   self.fusion = models.fiber(self.language, { image_width = c.compress.width, layers = c.fusion.layers,
-    image_heads = c.fusion.heads, image_hidden = c.fusion.ff })
+    image_heads = c.fusion.heads, image_hidden = c.fusion.ff, gate = c.fusion.gate })
   if c.memory.kind == "larimar" then self.memory = models.gpm { slots = c.memory.slots, width = c.compress.width } end
   self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, image = c.compress.width, text = c.language.width }
   self.itm = losses.ITM { width = c.language.width + c.compress.width, source = c.itm.source }

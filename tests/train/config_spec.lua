@@ -47,7 +47,7 @@ local moves = {
   seed = 4, ["encoder.width"] = 32, ["encoder.layers"] = 3, ["encoder.heads"] = 4, ["encoder.image"] = 42, ["encoder.patch"] = 14,
   ["encoder.init_range"] = 0.1, ["lora.rank"] = 3, ["lora.alpha"] = 8, ["lora.dropout"] = 0.5, ["lora.targets"] = "[key]",
   ["compress.hidden"] = 24, ["compress.width"] = 8, ["compress.dropout"] = 0.3, ["language.width"] = 32, ["language.layers"] = 2,
-  ["language.ff"] = 40, ["language.heads"] = 4, ["language.dropout"] = 0.2, ["fusion.layers"] = 2, ["fusion.heads"] = 4, ["fusion.ff"] = 24,
+  ["language.ff"] = 40, ["language.heads"] = 4, ["language.dropout"] = 0.2, ["fusion.layers"] = 2, ["fusion.heads"] = 4, ["fusion.ff"] = 24, ["fusion.gate"] = 0.3,
   ["memory.kind"] = "none", ["memory.slots"] = 8, ["itc.dim"] = 12, ["itc.queue"] = 6, ["itc.tau"] = 0.1, ["itc.alpha"] = 0.4,
   ["itc.momentum"] = 0.9, ["itm.source"] = "batch", ["weights.itc"] = 0.5, ["weights.itm"] = 0.25, ["weights.lm"] = 0.5,
   ["weights.memory"] = 0.3, ["weights.text"] = { 0.5, with = function() return { "data.text=" .. text } end },

@@ -12,13 +12,13 @@ local pool = require "weft.models.pool"
 -- --- one direction: x + gate * CrossAttention(norm(x), source)
 local GatedCross = nn.Module "GatedCross"
 
-function GatedCross:init(width, source_width, heads, norm)
+function GatedCross:init(width, source_width, heads, norm, gate)
   if width % heads ~= 0 then A.raise("fiber: %d heads do not divide a width of %d", heads, width) end
   local o = { bias = false }
   self.heads, self.norm = heads, norm
   self.q_proj, self.k_proj = nn.Linear(width, width, o), nn.Linear(source_width, width, o)
   self.v_proj, self.o_proj = nn.Linear(source_width, width, o), nn.Linear(width, width, o)
-  self:parameter("gate", { 1 }, initial.zeros)
+  self:parameter("gate", { 1 }, initial.constant(gate))
 end
 
 local function split(x, heads)
@@ -40,9 +40,9 @@ end
 -- --- a block of the image stream
 local ImageBlock = nn.Module "ImageBlock"
 
-function ImageBlock:init(width, text_width, heads, wide)
+function ImageBlock:init(width, text_width, heads, wide, gate)
   self.norm1, self.attention = nn.LayerNorm(width), nn.MultiHeadAttention(width, heads)
-  self.from_text = GatedCross(width, text_width, heads, nn.LayerNorm(width, { bias = false }))
+  self.from_text = GatedCross(width, text_width, heads, nn.LayerNorm(width, { bias = false }), gate)
   self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width), nn.Linear(width, wide), nn.Linear(wide, width)
 end
 
@@ -81,18 +81,20 @@ end
 
 ---@param language table   a models.llama; it stays a module of its own and is not counted here
 ---@param options? table   image_width (128), layers ("upper half", "all", how many, or a list), heads (the
----  language model's), image_heads (4), image_hidden (512), memory_width (image_width)
+---  language model's), image_heads (4), image_hidden (512), memory_width (image_width),
+---  gate (0: both sides start alone; a small model from scratch leaves 0 very slowly, since what lies
+---  behind a closed gate has no gradient)
 function Fiber:init(language, options)
   local o = A.options(options, { image_width = 128, layers = "upper half", heads = language.config.heads,
-    image_heads = 4, image_hidden = 512, memory_width = A.none }, "fiber")
+    image_heads = 4, image_hidden = 512, memory_width = A.none, gate = 0 }, "fiber")
   local d = language.config.width
   rawset(self, "language", language)
   self.fused, self.at, self.image_width = chosen(o.layers, language.config.layers), {}, o.image_width
   local text, image = {}, {}
   for j, layer in ipairs(self.fused) do
     self.at[layer] = j
-    text[j] = GatedCross(d, o.image_width, o.heads, nn.RMSNorm(d, { eps = language.config.eps }))
-    image[j] = ImageBlock(o.image_width, d, o.image_heads, o.image_hidden)
+    text[j] = GatedCross(d, o.image_width, o.heads, nn.RMSNorm(d, { eps = language.config.eps }), o.gate)
+    image[j] = ImageBlock(o.image_width, d, o.image_heads, o.image_hidden, o.gate)
   end
   self.text, self.image = nn.ModuleList(text), nn.ModuleList(image)
   if o.memory_width and o.memory_width ~= o.image_width then
