@@ -68,7 +68,7 @@ local function memory()
   local limit = tonumber((read "/sys/fs/cgroup/memory.max"))
   local text = ("%.1f GiB free of %.1f"):format(free / GIB, total / GIB)
   if limit and limit < total then
-    text = text .. (", this session limited to %.1f"):format(limit / GIB)
+    text = text .. (", limited to %.1f here"):format(limit / GIB)
     free = math.min(free, limit)
   end
   if free < 1.5 * GIB then return text, "the quickstart wants 1.5 GiB: close something, or use a smaller batch" end
