@@ -4,7 +4,7 @@ local A = require "weft.args"
 
 local M = {}
 local pending, recorded  -- the command line's overrides and a run's values, for the next weft.config
-local RAW, READS, PATH = {}, {}, {}  -- keys of a section's own data
+local RAW, READS, PATH, DEFAULTS = {}, {}, {}, {}  -- keys of a section's own data
 
 local function is_section(v) return type(v) == "table" and getmetatable(v) ~= nil and rawget(v, RAW) ~= nil end
 M.is_section = is_section
@@ -169,7 +169,26 @@ function M.new(defaults)
   pending, recorded = nil, nil
   if values then replace(data, values) end
   if overrides then M.apply(data, overrides) end
-  return section(data, "", {})
+  local self = section(data, "", {})
+  rawset(self, DEFAULTS, defaults)
+  return self
+end
+
+---What differs from the recipe's own defaults: path -> default value.
+function M.changed(s)
+  local out = {}
+  local function compare(now, default, path)
+    for k, v in pairs(now) do
+      local d = default[k]
+      if is_section(v) then compare(rawget(v, RAW), d, path .. k .. ".")
+      else
+        local same = v == d or type(v) == "table" and type(d) == "table" and table.concat(v, "\n") == table.concat(d, "\n")
+        if not same then out[path .. k] = d end
+      end
+    end
+  end
+  compare(rawget(s, RAW), rawget(s, DEFAULTS), "")
+  return out
 end
 
 return setmetatable(M, { __call = function(_, defaults) return (M.new(defaults)) end })

@@ -1,27 +1,37 @@
--- sheet.lua: held-out pictures with their true and generated captions, as one picture.
+-- sheet.lua: held-out pictures with their true and generated captions: one picture of all of them, and
+-- each small, for pages that show them.
 local image = require "weft.io.image"
 local files = require "weft.files"
 
 local M = {}
 
----Writes sheet.png and captions.json below dir.
+local SMALL = 160  -- longer side of the small ones
+
+local function small(picture)
+  local h, w = picture.shape[1], picture.shape[2]
+  local scale = math.min(1, SMALL / math.max(h, w))
+  return image.resize(picture, { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) })
+end
+
+---Writes sheet.png, captions.json and 1.png, 2.png, ... below dir.
 ---@param samples table[]  { path, name, caption, generated }
 function M.write(_, dir, samples)
   if not samples or #samples == 0 then return end
   local ok, message = files.make_dirs(dir)
   if not ok then error(message, 0) end
-  local pictures, texts = {}, {}
-  for _, s in ipairs(samples) do
+  local pictures, texts, rows = {}, {}, {}
+  for i, s in ipairs(samples) do
     local picture = image.load(s.path)
+    rows[i] = { picture = s.name, caption = s.caption, generated = s.generated }
     if picture then
       pictures[#pictures + 1] = picture
       texts[#texts + 1] = ("true: %s  said: %s"):format(s.caption, s.generated)
+      rows[i].small = i .. ".png"
+      assert(image.save(dir .. "/" .. rows[i].small, small(picture)))
     end
   end
   if #pictures == 0 then return end
   assert(image.save(dir .. "/sheet.png", image.sheet(pictures, texts, { columns = 4, cell = 224, lines = 5 })))
-  local rows = {}
-  for i, s in ipairs(samples) do rows[i] = { picture = s.name, caption = s.caption, generated = s.generated } end
   assert(require("weft.io.json").write(dir .. "/captions.json", rows))
 end
 

@@ -91,7 +91,10 @@ function M:report()
   local rate = 0
   for _, r in ipairs(self.rates) do rate = math.max(rate, r) end
   local row = { phase = self.phase.index, epoch = self.epoch, step = self.step, lr = rate, grad_norm = self.norm,
-    seconds = self:seconds(), images = self.pictures, skipped = self.skipped }
+    seconds = self:seconds(), step_seconds = since, waited = self.waited or 0, images = self.pictures, tokens = self.tokens,
+    skipped = self.skipped }
+  for i, group in ipairs(self.optimizer.groups) do row["lr_" .. group.name] = self.rates[i] end
+  for name, v in pairs(self.model.priors and self.model:priors() or {}) do row["prior_" .. name] = v end
   for name, v in pairs(self.sums) do row["loss_" .. name] = v end
   local extra = self.model.metrics and self.model:metrics() or {}
   for k, v in pairs(extra) do row[k] = v end
@@ -205,6 +208,9 @@ function M:finish()
   end
   local ok, message = require("weft.io.json").write(self.dir .. "/result.json", result)
   if not ok then error(message, 0) end
+  -- a page that can't be made costs nobody a run
+  local made, wrote, why = pcall(require("weft.report.html").write, { self.dir }, self.dir .. "/report.html")
+  if not made or not wrote then self.log:line("note: no report.html: %s", tostring(made and why or wrote)) end
   self.log:line("done in %s: %s/result.json", eta(result.seconds), self.dir)
   return result
 end

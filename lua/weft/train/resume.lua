@@ -65,7 +65,8 @@ end
 function M.record(run)
   local recipe = run.recipe
   local ok, message = require("weft.io.json").write(run.dir .. "/config.json",
-    { recipe = recipe.name, path = recipe.path, hash = recipe.hash, config = config_of.values(recipe.config) })
+    { recipe = recipe.name, path = recipe.path, hash = recipe.hash, config = config_of.values(recipe.config),
+      defaults = require("weft.io.json").object(config_of.changed(recipe.config)) })
   if not ok then error(("can't write %s/config.json: %s"):format(run.dir, tostring(message)), 0) end
   if run.overrides and #run.overrides > 0 then
     assert(files.append(run.dir .. "/overrides.txt", table.concat(run.overrides, "\n") .. "\n"))

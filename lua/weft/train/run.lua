@@ -78,7 +78,34 @@ local function environment()
   local core = require "weft.core"
   local ffi = require "ffi"
   return { weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
-    blas = ffi.string(C.weft_blas_name()), threads = C.weft_threads() }
+    blas = ffi.string(C.weft_blas_name()), threads = C.weft_threads(), began = os.date "!%Y-%m-%dT%H:%M:%SZ" }
+end
+
+---Parameters by part of the model, and how many of each train in which phase: model.json.
+function Run:inventory()
+  local parts, names, total = {}, {}, self.model:count()
+  for i, phase in ipairs(self.plan) do
+    names[i] = phase.name
+    phases.freeze(self.model, phase)
+    for _, c in ipairs(self.model:children()) do
+      local n = c[2]:count()
+      if n > 0 then
+        parts[c[1]] = parts[c[1]] or { name = tostring(c[1]), parameters = n, trainable = {} }
+        if i == 1 then parts[#parts + 1] = parts[c[1]] end
+        parts[c[1]].trainable[i] = c[2]:count(true)
+      end
+    end
+  end
+  local adapters, list = {}, {}
+  for i, part in ipairs(parts) do
+    list[i] = part
+    local ok, line = pcall(require("weft.peft").describe, self.model:get(part.name))
+    if ok and line then adapters[part.name] = line end
+  end
+  local json = require "weft.io.json"
+  return { phases = json.array(names), parts = json.array(list), total = total, adapters = json.object(adapters),
+    steps_per_epoch = self.options.steps_per_epoch, epochs = self.options.epochs, batch = self.options.batch,
+    pictures = self.data.train:size(), held_out = self.data.test:size() }
 end
 
 ---A new run in a new folder.
@@ -99,6 +126,7 @@ function Run.start(recipe, options)
   resume.record(self)
   assert(files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n"))
   write_json(dir .. "/env.json", environment())
+  write_json(dir .. "/model.json", self:inventory())
   if self.data.save then self.data:save(dir) end
   self.hashes = { initial = checkpoint.checksum(self.model:state_dict()), data = self.data.train:order_hash(self.options.seed) }
   self.frozen_checksum = self:checksum_frozen()

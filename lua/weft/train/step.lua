@@ -57,14 +57,14 @@ end
 function M:micro_step(batch, fn)
   if batch.micro == 1 then
     self.optimizer:zero_grad()
-    self.sums, self.pictures, self.loss_names = {}, 0, 0
+    self.sums, self.pictures, self.tokens, self.loss_names = {}, 0, 0, 0
     self:watch_phase()
   end
   random.set_step(self.step, batch.micro)
   if #batch.indices > 0 then
     scope(accumulate, self, batch, fn)
     self.last_indices = batch.indices
-    self.pictures = self.pictures + #batch.indices
+    self.pictures, self.tokens = self.pictures + #batch.indices, self.tokens + (batch.tokens or 0)
   end
   if batch.micro == self.options.accumulate then self:optimizer_step() end
 end
