@@ -140,7 +140,11 @@ void *weft_pool_alloc(int64_t nbytes);           // small blocks: nodes, lists
 void weft_pool_free(void *p, int64_t nbytes);
 void *weft_system_alloc(int64_t nbytes, weft_memory *m);
 void weft_system_free(void *p);
-weft_backend *weft_backend_of(int device);
+bool weft_must_fail(void);                       // asked at each allocation
+weft_backend *weft_backend_of(int device);       // NULL and an error when there is none
+weft_backend *weft_device_open(int device);      // those that come from a library of their own
+void weft_device_trim_all(void);                 // caches of all that are open
+static inline bool weft_host_reaches(const weft_view *v) { return v->device == WEFT_CPU; }
 
 // Makes a negative dim count from the end; refuses one outside [-ndim, ndim).
 weft_status weft_fix_dim(int64_t *dim, int ndim);
@@ -150,6 +154,10 @@ weft_status weft_broadcast_shapes(weft_view *out, const weft_view *a, const weft
 // --- helpers for gradients: all return new handles, or NULL and an error
 weft_tensor *weft_sum_to(const weft_tensor *t, const weft_view *shape);   // undo a broadcast
 weft_tensor *weft_zeros_as(const weft_view *v);
+// What statistics and losses of a dtype are kept in: float32 for the 16-bit ones.
+static inline int weft_wide_dtype(int dtype) {
+    return dtype == WEFT_BFLOAT16 || dtype == WEFT_FLOAT16 ? WEFT_FLOAT32 : dtype;
+}
 weft_status weft_describe(char *buffer, size_t size, const weft_view *v); // "[2,3] float32"
 
 // `a` or fail: for gradients and composites.

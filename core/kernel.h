@@ -28,16 +28,43 @@ typedef struct weft_call {
 
 typedef weft_status (*weft_kernel)(const weft_call *call);
 
-// One device kind. The CPU's is core/cpu/backend.c; a GPU's comes from a library of its own.
+// One device. The CPU's is in core/tensor/memory.c; a GPU's comes from a library of its own.
 typedef struct weft_backend {
-    const char *name;
+    const char *name;                               // "cpu", "cuda:0"
+    int32_t device;                                 // its number
     const weft_kernel *kernels;                     // by operator; NULL: no kernel
     void *(*allocate)(struct weft_backend *, int64_t nbytes);   // 64-byte aligned, not cleared
     void (*release)(struct weft_backend *, void *data, int64_t nbytes);
     void (*trim)(struct weft_backend *);            // hand cached blocks back to the system
-    void *(*workspace)(struct weft_backend *, int64_t nbytes);  // see weft_workspace
     weft_memory *memory;                            // its counters
+    // Where the host can't reach the memory; NULL where it can. All but download return at once
+    // and are ordered with the kernels.
+    weft_status (*upload)(struct weft_backend *, void *to, const void *from, int64_t nbytes);
+    weft_status (*download)(struct weft_backend *, void *to, const void *from, int64_t nbytes);
+    weft_status (*fill)(struct weft_backend *, const weft_view *y, double value);
+    weft_status (*synchronize)(struct weft_backend *);  // waits, and tells what kernels complained of
+    weft_status (*after)(struct weft_backend *, int op);    // after each kernel, where asked for
+    weft_device_counters *counters;
 } weft_backend;
+
+// --- a device library's one door
+#define WEFT_DEVICE_ABI 1
+typedef struct weft_host {                          // what the core lends it
+    weft_status (*fail)(weft_status code, const char *format, ...);
+    const char *(*error)(void);
+    bool (*must_fail)(void);                        // testing: this allocation is to fail
+    int64_t (*dtype_size)(int dtype);
+    const char *(*op_name)(int op);
+} weft_host;
+typedef struct weft_device_library {
+    uint32_t abi;
+    uint64_t ops_hash;                              // of the operator table it was built from
+    int (*count)(char *why, int64_t size);          // devices; where 0, why
+    weft_status (*describe)(int index, char *text, int64_t size);   // "NVIDIA H200, 139 GiB, sm_90"
+    weft_backend *(*open)(int index, int32_t device);               // NULL and an error
+} weft_device_library;
+#define WEFT_DEVICE_ENTRY "weft_device_entry"
+typedef const weft_device_library *(*weft_device_entry_fn)(const weft_host *host);
 
 // Scratch memory for the length of one kernel. Pair each with weft_workspace_free, last taken first.
 void *weft_workspace(weft_backend *backend, int64_t nbytes);

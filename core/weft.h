@@ -40,8 +40,11 @@ typedef enum weft_dtype {
     WEFT_N_DTYPES = 8
 } weft_dtype;
 
-// Devices: the CPU, `meta` (shapes without data), and from WEFT_CUDA on one number a GPU.
-typedef enum weft_device { WEFT_CPU = 0, WEFT_META = 1, WEFT_CUDA = 16 } weft_device;
+// Devices: the CPU, `meta` (shapes without data), `cuda-sim` (the GPU's kernels run on the CPU, for
+// tests), and from WEFT_CUDA on one number a GPU.
+typedef enum weft_device {
+    WEFT_CPU = 0, WEFT_META = 1, WEFT_CUDA_SIM = 2, WEFT_CUDA = 16, WEFT_N_DEVICES = 32
+} weft_device;
 
 // What a kernel sees. Strides are in elements. data is NULL on meta.
 typedef struct weft_view {
@@ -64,6 +67,11 @@ typedef struct weft_tensor {
 typedef struct weft_memory {
     int64_t live, peak, cached, system_calls, limit, pressure;
 } weft_memory;
+
+// What a device did so far. All of these are 0 for the CPU.
+typedef struct weft_device_counters {
+    int64_t launches, uploads, downloads, upload_bytes, download_bytes, synchronizations;
+} weft_device_counters;
 
 // State that a binding reads on every call.
 typedef struct weft_state {
@@ -89,7 +97,13 @@ const char *weft_dtype_name(int dtype);
 int weft_dtype_of(const char *name);  // -1 when unknown
 int64_t weft_dtype_size(int dtype);   // bytes
 const char *weft_device_name(int device);
-int weft_device_of(const char *name); // "cpu", "meta", "cuda:0"; -1 when unknown
+int weft_device_of(const char *name); // "cpu", "meta", "cuda" (cuda:0), "cuda:1"; -1 when unknown
+
+// --- GPUs. The library that knows them is loaded on first use.
+int weft_cuda_count(void);            // GPUs that can be used; where 0, weft_error() says why
+const char *weft_cuda_describe(int device);  // "NVIDIA H200, ..."; NULL when there is none
+weft_status weft_synchronize(int device);    // waits until the device has done all it was given
+weft_device_counters *weft_counters_of(int device);  // NULL when there is no such device
 
 // --- making and freeing tensors
 weft_tensor *weft_empty(const int64_t *shape, int n_shape, int dtype, int device);
@@ -105,7 +119,7 @@ weft_tensor *weft_strided(const weft_tensor *t, const int64_t *shape, const int6
                           int64_t offset);       // any view inside t's storage; no gradient
 void weft_free(weft_tensor *t);                  // NULL is allowed
 bool weft_is_contiguous(const weft_tensor *t);
-double weft_item(const weft_tensor *t);          // one element; NaN and weft_error() on failure
+double weft_item(const weft_tensor *t);          // one element; NaN and weft_error() on failure; waits for a GPU
 weft_status weft_read(const weft_tensor *t, double *out, int64_t n);    // first n elements, row-major
 weft_status weft_write(weft_tensor *t, const double *in, int64_t n);
 uint32_t weft_version_of(const weft_tensor *t);  // writes to its storage so far
@@ -157,7 +171,7 @@ int64_t weft_next_released(void);               // id of a custom node or hook t
 
 // --- memory
 weft_memory *weft_memory_of(int device);        // NULL when the device has none
-void weft_empty_cache(int device);
+void weft_empty_cache(int device);              // -1: of every device in use
 void weft_reset_peak(int device);
 void weft_fail_allocation(int64_t nth);         // testing: the nth allocation from now and all after it fail; 0 = off
 int64_t weft_tape_bytes(void);                  // bytes that tape nodes hold saved now

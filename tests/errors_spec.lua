@@ -31,7 +31,7 @@ local cases = {
   { "a tensor has no field or method shpe; did you mean shape", function() local _ = t.shpe end },
   { "zeros: unknown option dtyp; did you mean dtype?", function() local _ = weft.zeros { 2, dtyp = "float64" } end },
   { "zeros: unknown dtype floot32; did you mean float32", function() local _ = weft.zeros { 2, dtype = "floot32" } end },
-  { "zeros: unknown device gpu; cpu, meta or cuda:0 are expected", function() local _ = weft.zeros { 2, device = "gpu" } end },
+  { "zeros: unknown device gpu; cpu, cuda, cuda:1 or meta are expected", function() local _ = weft.zeros { 2, device = "gpu" } end },
   { "zeros: a table such as { 2, 3, dtype = \"float32\" } is expected, got a number (2)", function() local _ = weft.zeros(2, 3) end },
   { "zeros: size -1 of dim 1 is negative", function() local _ = weft.zeros { -1 } end },
   { "zeros: shape[2]: a whole number is expected, got a number (1.5)", function() local _ = weft.zeros { 3, 1.5 } end },

@@ -134,3 +134,9 @@ CPU_KERNEL(cast) {
     by_float context = { from, to };
     return each_call(call, through_float, &context, EACH_CHEAP);
 }
+
+// From the CPU to the CPU; what crosses to a GPU is the GPU's own kernel.
+CPU_KERNEL(to_device) {
+    copy_view(call->out[0], call->in[0]);
+    return WEFT_OK;
+}

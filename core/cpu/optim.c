@@ -1,6 +1,6 @@
 // optim.c: optimizer steps in place. One pass over all tensors of a call, cut into chunks that
 // depend on shapes alone.
-#include "cpu.h"
+#include "half.h"
 #include <math.h>
 
 #define CHUNK 16384   // elements
@@ -88,6 +88,35 @@ CPU_KERNEL(adamw_) {
                            lr / (1 - pow(b1, t)), 1 / (1 - pow(b2, t)), a->AT(adamw_, eps) } };
     if (call->n_in == 0) return WEFT_OK;
     return run(&j, call->in[0]->dtype == WEFT_FLOAT32 ? adamw_float : adamw_double, NULL);
+}
+
+// The same on float32 m, v and master; parameter and gradient are bfloat16.
+static void adamw_mixed(void *context, int64_t piece) {
+    const optim_job *j = context;
+    const chunk c = chunk_of(j, piece);
+    uint16_t *RESTRICT p = at(j, c, 0, 2);
+    const uint16_t *RESTRICT g16 = at(j, c, 1, 2);
+    float *RESTRICT m = at(j, c, 2, 4), *RESTRICT v = at(j, c, 3, 4), *RESTRICT w = at(j, c, 4, 4);
+    const float keep = (float)j->c[0], b1 = (float)j->c[1], a1 = (float)j->c[2], b2 = (float)j->c[3];
+    const float a2 = (float)j->c[4], rate = (float)j->c[5], fix2 = (float)j->c[6], eps = (float)j->c[7];
+    for (int64_t i = 0; i < c.n; i++) {
+        const float g = weft_float_of_bfloat16(g16[i]);
+        const float mi = b1 * m[i] + a1 * g, vi = b2 * v[i] + a2 * (g * g);
+        m[i] = mi;
+        v[i] = vi;
+        w[i] = w[i] * keep - rate * mi / (sqrtf(vi * fix2) + eps);
+        p[i] = weft_bfloat16_of(w[i]);
+    }
+}
+
+CPU_KERNEL(adamw_mixed_) {
+    const weft_attrs *a = call->at;
+    const double lr = a->AT(adamw_mixed_, lr), b1 = a->AT(adamw_mixed_, beta1), b2 = a->AT(adamw_mixed_, beta2);
+    const double t = (double)a->AT(adamw_mixed_, step);
+    optim_job j = { .call = call, .size = 5,
+                    .c = { 1 - lr * a->AT(adamw_mixed_, weight_decay), b1, 1 - b1, b2, 1 - b2,
+                           lr / (1 - pow(b1, t)), 1 / (1 - pow(b2, t)), a->AT(adamw_mixed_, eps) } };
+    return run(&j, adamw_mixed, NULL);
 }
 
 // Without momentum the buffer is neither read nor written.

@@ -52,6 +52,7 @@ weft_status shape_attention(weft_shape_call *call) {
         }
     }
     TRY(heads_last(&call->out[0], q->shape[0], q->shape[1], q->shape[2], q->shape[3]));
+    call->out[1].dtype = weft_wide_dtype(q->dtype);
     return weft_set_shape(&call->out[1], q->shape, 3);
 }
 

@@ -56,7 +56,9 @@ static weft_status check_inputs(const weft_op_info *info, const weft_tensor *con
         int dtype = t->v.dtype;
         switch (info->in_class[k]) {
         case 0:
-            if (!(info->dtype_mask >> dtype & 1))
+            // 16-bit floats are a dtype to compute in on GPUs only; meta stands for any device
+            if (!(info->dtype_mask >> dtype & 1) && !(dtype == WEFT_BFLOAT16 && t->v.device != WEFT_CPU &&
+                                                       info->dtype_mask >> WEFT_FLOAT32 & 1))
                 return weft_fail(WEFT_EINVAL, "%s is %s; %s is expected here; convert it with to()", info->in_name[k],
                                  weft_dtype_name(dtype), strcmp(info->dtypes, "float") == 0 ? "float32 or float64" :
                                  strcmp(info->dtypes, "num") == 0 ? "float32, float64, int32 or int64" :
@@ -89,7 +91,8 @@ static weft_status run_kernel(weft_op op, const weft_view *const *in, int n_in, 
     if (!kernel)
         return weft_fail(WEFT_EUNSUPPORTED, "there is no kernel on %s", backend->name);
     weft_call call = { .in = in, .out = out, .n_in = n_in, .n_out = n_out, .at = at, .backend = backend };
-    return kernel(&call);
+    weft_status code = kernel(&call);
+    return code == WEFT_OK && backend->after ? backend->after(backend, op) : code;
 }
 
 static weft_tensor *converted(const weft_tensor *t, int dtype) {
@@ -104,6 +107,13 @@ static weft_tensor *copied(const weft_tensor *t) {
     weft_tensor *y = weft_contiguous(t);
     weft_set_grad_enabled(was);
     weft_the_state.copies++;
+    return y;
+}
+
+static weft_tensor *moved(const weft_tensor *t, int device) {
+    bool was = weft_set_grad_enabled(false);
+    weft_tensor *y = weft_to_device(t, device);
+    weft_set_grad_enabled(was);
     return y;
 }
 
@@ -201,7 +211,10 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
         y[j].data = y[j].device == WEFT_META ? NULL : results[j].storage->data;
         results[j].view = y[j];
     }
-    code = run_kernel(op, views, n_in, outputs, n_out, at, first ? first->v.device : y[0].device);
+    int device = first ? first->v.device : y[0].device;
+    // a copy between devices is made by the one that the host can't reach
+    if (op == OP_to_device) device = y[0].device == WEFT_CPU || device == WEFT_META ? device : y[0].device;
+    code = run_kernel(op, views, n_in, outputs, n_out, at, device);
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
     if (info->kind == INPLACE)
         for (int i = 0; i < n_in; i++)
@@ -295,7 +308,8 @@ static weft_status may_write(const weft_tensor *t, const weft_tensor *source, co
 
 // Kernels write row-major outputs: a strided one is filled run by run of its contiguous inner part.
 static weft_status write_runs(weft_op op, const weft_view *in, const weft_view *out, const weft_attrs *at) {
-    if (weft_view_contiguous(out) || out->ndim == 0) {
+    // a GPU's kernel walks any strides of its output, in one launch
+    if (weft_view_contiguous(out) || out->ndim == 0 || out->device != WEFT_CPU) {
         const weft_view *ins[1] = { in };
         weft_view target = *out;
         weft_view *outs[1] = { &target };
@@ -348,8 +362,15 @@ weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
     TRY(may_write(dst, src, "copy_"));
     weft_status code = expanded(&src->v, &dst->v, &source);
     if (code != WEFT_OK) return weft_fail(code, "copy_: %s", weft_error());
-    if (dst->v.device != src->v.device)
-        return weft_fail(WEFT_EINVAL, "copy_: from %s to another device; move it with to()", weft_device_name(src->v.device));
+    if (dst->v.device != src->v.device && src->v.device == WEFT_META)
+        return weft_fail(WEFT_EINVAL, "copy_: the source is on meta: it has no values");
+    if (dst->v.device != src->v.device && dst->v.device != WEFT_META) {
+        weft_tensor *near = moved(src, dst->v.device);
+        if (!near) return weft_error_code();
+        code = weft_copy_(dst, near);
+        weft_free(near);
+        return code;
+    }
     H(dst)->storage->version++;
     if (dst->v.numel == 0) return WEFT_OK;
     weft_attrs at = {0};
@@ -371,6 +392,8 @@ weft_status weft_fill_(weft_tensor *t, double value) {
     TRY(may_write(t, NULL, "fill_"));
     H(t)->storage->version++;
     if (t->v.numel == 0 || t->v.device == WEFT_META) return WEFT_OK;
+    weft_backend *backend = weft_backend_of(t->v.device);
+    if (backend->fill) return backend->fill(backend, &t->v, value);
     if (value == 0 && weft_view_contiguous(&t->v) && t->v.device == WEFT_CPU) {
         memset(t->v.data, 0, (size_t)(t->v.numel * weft_dtype_size(t->v.dtype)));
         return WEFT_OK;

@@ -231,3 +231,18 @@ weft_status grad_cast(weft_grad_call *call) {
     if (NEEDS(call, 0)) HAVE(call->dx[0] = weft_cast(call->dy[0], call->in_view[0].dtype));
     return WEFT_OK;
 }
+
+weft_status shape_to_device(weft_shape_call *call) {
+    const weft_view *x = call->in[0];
+    const int64_t to = call->at->AT(to_device, device);
+    if (to < 0 || to >= WEFT_N_DEVICES) return weft_fail(WEFT_EINVAL, "unknown device number %lld", (long long)to);
+    if (x->device == WEFT_META && to != WEFT_META)
+        return weft_fail(WEFT_EINVAL, "a tensor on meta has no values to move");
+    call->out[0].device = (int32_t)to;
+    return weft_set_shape(&call->out[0], x->shape, x->ndim);
+}
+
+weft_status grad_to_device(weft_grad_call *call) {
+    HAVE(call->dx[0] = weft_to_device(call->dy[0], call->in_view[0].device));
+    return WEFT_OK;
+}

@@ -11,12 +11,22 @@ static bool same_shape(const weft_view *a, const weft_view *b) {
 
 // A loss is a number, or has `shape` where nothing is averaged.
 static weft_status loss_shape(weft_view *out, int64_t reduction, const int64_t *shape, int ndim) {
+    out->dtype = weft_wide_dtype(out->dtype);
     return weft_set_shape(out, shape, reduction == NONE ? ndim : 0);
 }
 
-static weft_status check_dloss(const weft_view *dloss, int64_t reduction, int64_t n) {
+static weft_status check_dloss(const weft_view *dloss, const weft_view *x, int64_t reduction, int64_t n) {
+    if (dloss->dtype != weft_wide_dtype(x->dtype))
+        return weft_fail(WEFT_EINVAL, "dloss is %s; %s is expected", weft_dtype_name(dloss->dtype),
+                         weft_dtype_name(weft_wide_dtype(x->dtype)));
     if (dloss->numel == (reduction == NONE ? n : 1)) return WEFT_OK;
     return weft_fail(WEFT_EINVAL, "dloss must have %lld elements", (long long)(reduction == NONE ? n : 1));
+}
+
+static weft_status check_lse(const weft_view *lse, const weft_view *x) {
+    if (lse->numel == x->shape[0] && lse->dtype == weft_wide_dtype(x->dtype)) return WEFT_OK;
+    return weft_fail(WEFT_EINVAL, "lse must have %lld elements of %s", (long long)x->shape[0],
+                     weft_dtype_name(weft_wide_dtype(x->dtype)));
 }
 
 static weft_status check_classes(const weft_view *x, const weft_view *target) {
@@ -34,15 +44,15 @@ weft_status shape_cross_entropy(weft_shape_call *call) {
     if (!(smoothing >= 0 && smoothing <= 1))
         return weft_fail(WEFT_EINVAL, "label_smoothing is %g, expected 0 to 1", smoothing);
     TRY(loss_shape(&call->out[0], call->at->AT(cross_entropy, reduction), x->shape, 1));
+    call->out[1].dtype = weft_wide_dtype(x->dtype);
     return weft_set_shape(&call->out[1], x->shape, 1);
 }
 
 weft_status shape_cross_entropy_backward(weft_shape_call *call) {
     const weft_view *x = call->in[1];
     TRY(check_classes(x, call->in[2]));
-    TRY(check_dloss(call->in[0], call->at->AT(cross_entropy_backward, reduction), x->shape[0]));
-    if (call->in[3]->numel != x->shape[0])
-        return weft_fail(WEFT_EINVAL, "lse must have %lld elements", (long long)x->shape[0]);
+    TRY(check_dloss(call->in[0], x, call->at->AT(cross_entropy_backward, reduction), x->shape[0]));
+    TRY(check_lse(call->in[3], x));
     return weft_set_shape(&call->out[0], x->shape, 2);
 }
 
@@ -65,6 +75,7 @@ weft_status shape_cross_entropy_soft(weft_shape_call *call) {
     const weft_view *x = call->in[0];
     TRY(check_soft(x, call->in[1]));
     TRY(loss_shape(&call->out[0], call->at->AT(cross_entropy_soft, reduction), x->shape, 1));
+    call->out[1].dtype = weft_wide_dtype(x->dtype);
     return weft_set_shape(&call->out[1], x->shape, 1);
 }
 
@@ -73,9 +84,8 @@ weft_status shape_cross_entropy_soft_backward(weft_shape_call *call) {
     const int64_t needs = call->at->AT(cross_entropy_soft_backward, needs), none = 0;
     TRY(check_soft(x, target));
     if ((needs & 1) && !target) return weft_fail(WEFT_EINVAL, "target is missing: dx needs it");
-    TRY(check_dloss(call->in[0], call->at->AT(cross_entropy_soft_backward, reduction), x->shape[0]));
-    if (call->in[3]->numel != x->shape[0])
-        return weft_fail(WEFT_EINVAL, "lse must have %lld elements", (long long)x->shape[0]);
+    TRY(check_dloss(call->in[0], x, call->at->AT(cross_entropy_soft_backward, reduction), x->shape[0]));
+    TRY(check_lse(call->in[3], x));
     for (int i = 0; i < 2; i++)
         TRY((needs >> i) & 1 ? weft_set_shape(&call->out[i], x->shape, 2) : weft_set_shape(&call->out[i], &none, 1));
     return WEFT_OK;
@@ -115,7 +125,7 @@ weft_status shape_pair_loss(weft_shape_call *call) {
 weft_status shape_pair_loss_backward(weft_shape_call *call) {
     const weft_view *x = call->in[1];
     if (!same_shape(x, call->in[2])) return weft_fail(WEFT_EINVAL, "x and target must have one shape");
-    TRY(check_dloss(call->in[0], pair_reduction(call), x->numel));
+    TRY(check_dloss(call->in[0], x, pair_reduction(call), x->numel));
     return weft_set_shape(&call->out[0], x->shape, x->ndim);
 }
 
@@ -128,6 +138,7 @@ weft_status grad_bce(weft_grad_call *call) {
         double scale = reduction == MEAN ? -1.0 / (double)call->in_view[0].numel : -1.0;
         weft_tensor *dy = weft_affine(call->dy[0], scale, 0);
         HAVE(dy);
+        if (dy->v.dtype != call->in_view[0].dtype) HAVE(dy = weft_cast(dy, call->in_view[0].dtype));
         HAVE(call->dx[1] = weft_mul(call->in[0], dy));
     }
     return WEFT_OK;

@@ -18,6 +18,7 @@ weft_status shape_layer_norm(weft_shape_call *call) {
     const weft_view *x = call->in[0];
     TRY(check_rows(call, x, 1, 2));
     TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    call->out[1].dtype = call->out[2].dtype = weft_wide_dtype(x->dtype);
     TRY(weft_set_shape(&call->out[1], x->shape, x->ndim - 1));
     return weft_set_shape(&call->out[2], x->shape, x->ndim - 1);
 }
@@ -26,6 +27,7 @@ weft_status shape_rms_norm(weft_shape_call *call) {
     const weft_view *x = call->in[0];
     TRY(check_rows(call, x, 1, 1));
     TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    call->out[1].dtype = weft_wide_dtype(x->dtype);
     return weft_set_shape(&call->out[1], x->shape, x->ndim - 1);
 }
 
@@ -37,9 +39,10 @@ static weft_status backward_shapes(weft_shape_call *call, int statistics, int n_
     for (int d = 0; same && d < x->ndim; d++) same = dy->shape[d] == x->shape[d];
     if (!same) return weft_fail(WEFT_EINVAL, "dy and x must have one shape");
     for (int i = 3; i < 3 + statistics; i++)
-        if (call->in[i]->numel != weft_span(x, 0, x->ndim - 1))
-            return weft_fail(WEFT_EINVAL, "%s must have one element for each row of x",
-                             weft_ops[call->op].in_name[i]);
+        if (call->in[i]->numel != weft_span(x, 0, x->ndim - 1) ||
+            call->in[i]->dtype != weft_wide_dtype(x->dtype))
+            return weft_fail(WEFT_EINVAL, "%s must have one %s for each row of x", weft_ops[call->op].in_name[i],
+                             weft_dtype_name(weft_wide_dtype(x->dtype)));
     const int64_t none = 0;
     if (needs & 1) TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
     else TRY(weft_set_shape(&call->out[0], &none, 1));
@@ -87,6 +90,7 @@ weft_status shape_normalize(weft_shape_call *call) {
     TRY(weft_fix_dim(&dim, x->ndim));
     for (int d = 0; d < x->ndim; d++) shape[d] = d == dim ? 1 : x->shape[d];
     TRY(weft_set_shape(&call->out[0], x->shape, x->ndim));
+    call->out[1].dtype = weft_wide_dtype(x->dtype);
     return weft_set_shape(&call->out[1], shape, x->ndim);
 }
 
@@ -94,7 +98,7 @@ weft_status shape_normalize_backward(weft_shape_call *call) {
     const weft_view *dy = call->in[0], *y = call->in[1], *norm = call->in[2];
     int64_t dim = call->at->AT(normalize_backward, dim);
     TRY(weft_fix_dim(&dim, dy->ndim));
-    bool fits = y->ndim == dy->ndim && norm->ndim == dy->ndim;
+    bool fits = y->ndim == dy->ndim && norm->ndim == dy->ndim && norm->dtype == weft_wide_dtype(y->dtype);
     for (int d = 0; fits && d < dy->ndim; d++)
         fits = y->shape[d] == dy->shape[d] && norm->shape[d] == (d == dim ? 1 : dy->shape[d]);
     if (!fits) return weft_fail(WEFT_EINVAL, "dy and y must have one shape, norm that shape with 1 along dim");

@@ -7,6 +7,7 @@ typedef struct groups { int first, size; const char *what; } groups;
 static groups groups_of(weft_op op) {
     switch (op) {
     case OP_adamw_: return (groups){ 0, 4, "(parameter, gradient, m, v) quadruples" };
+    case OP_adamw_mixed_: return (groups){ 0, 5, "(parameter, gradient, m, v, master) quintuples" };
     case OP_sgd_: return (groups){ 0, 3, "(parameter, gradient, momentum buffer) triples" };
     case OP_ema_: return (groups){ 0, 2, "(average, value) pairs" };
     default: return (groups){ 1, 1, "tensors" };
@@ -23,7 +24,7 @@ static bool fraction(double x) { return x >= 0 && x < 1; }
 
 static weft_status check_rates(const weft_shape_call *call) {
     const weft_attrs *at = call->at;
-    if (call->op == OP_adamw_) {
+    if (call->op == OP_adamw_ || call->op == OP_adamw_mixed_) {  // their attributes are the same
         double b1 = at->AT(adamw_, beta1), b2 = at->AT(adamw_, beta2);
         if (!fraction(b1) || !fraction(b2))
             return weft_fail(WEFT_EINVAL, "beta1 and beta2 must lie in [0, 1), got %g and %g", b1,
@@ -73,4 +74,16 @@ weft_status shape_global_norm(weft_shape_call *call) {
     if (call->n_in == 0) return weft_fail(WEFT_EINVAL, "expected at least one tensor");
     call->out[0].dtype = WEFT_FLOAT32;
     return weft_set_shape(&call->out[0], NULL, 0);
+}
+
+// As optim, of bfloat16 parameters and gradients and float32 m, v and masters.
+weft_status shape_optim_mixed(weft_shape_call *call) {
+    TRY(shape_optim(call));
+    for (int i = 0; i < call->n_in; i++) {
+        const int k = i % 5, want = k == 0 ? WEFT_BFLOAT16 : k == 1 ? call->in[i - 1]->dtype : WEFT_FLOAT32;
+        if (call->in[i]->dtype != want)
+            return weft_fail(WEFT_EINVAL, "tensor %d is %s, expected %s", i + 1, weft_dtype_name(call->in[i]->dtype),
+                             weft_dtype_name(want));
+    }
+    return WEFT_OK;
 }

@@ -1,8 +1,7 @@
-// error.c: the thread's last error, dtype and device names, and the state that bindings read.
+// error.c: the thread's last error, dtype names, and the state that bindings read.
 #include "../core.h"
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static _Thread_local char message[1024];
@@ -44,24 +43,4 @@ int weft_dtype_of(const char *name) {
 
 int64_t weft_dtype_size(int dtype) {
     return dtype >= 0 && dtype < WEFT_N_DTYPES ? dtypes[dtype].size : 0;
-}
-
-const char *weft_device_name(int device) {
-    static _Thread_local char cuda[24];
-    if (device == WEFT_CPU) return "cpu";
-    if (device == WEFT_META) return "meta";
-    snprintf(cuda, sizeof cuda, "cuda:%d", device - WEFT_CUDA);
-    return cuda;
-}
-
-int weft_device_of(const char *name) {
-    if (strcmp(name, "cpu") == 0) return WEFT_CPU;
-    if (strcmp(name, "meta") == 0) return WEFT_META;
-    if (strcmp(name, "cuda") == 0) return WEFT_CUDA;
-    if (strncmp(name, "cuda:", 5) == 0 && name[5]) {
-        char *end;
-        long n = strtol(name + 5, &end, 10);
-        if (*end == 0 && n >= 0 && n < 1024) return WEFT_CUDA + (int)n;
-    }
-    return -1;
 }

@@ -9,7 +9,7 @@ static int64_t fail_in;  // allocations until they fail; 0: never
 
 void weft_fail_allocation(int64_t nth) { fail_in = nth; }
 
-static bool must_fail(void) {
+bool weft_must_fail(void) {
     if (fail_in > 1) fail_in--;
     else if (fail_in == 1) return true;
     return false;
@@ -97,7 +97,7 @@ static block *take_new(weft_backend *b, int c, int64_t rounded) {
 static void *cpu_allocate(weft_backend *b, int64_t nbytes) {
     weft_memory *m = b->memory;
     int64_t rounded;
-    if (nbytes < 0 || nbytes > (int64_t)1 << 46 || must_fail()) {
+    if (nbytes < 0 || nbytes > (int64_t)1 << 46 || weft_must_fail()) {
         out_of_memory(b, nbytes);
         return NULL;
     }
@@ -156,8 +156,8 @@ static void meta_trim(weft_backend *b) { (void)b; }
 extern const weft_kernel *weft_cpu_kernels(void);
 // the CPU's counters are where a binding reads them on every call
 static weft_memory meta_memory;
-static weft_backend cpu = { .name = "cpu", .memory = &weft_the_state.cpu, .allocate = cpu_allocate, .release = cpu_release, .trim = cpu_trim };
-static weft_backend meta = { .name = "meta", .memory = &meta_memory, .allocate = meta_allocate, .release = meta_release, .trim = meta_trim };
+static weft_backend cpu = { .name = "cpu", .device = WEFT_CPU, .memory = &weft_the_state.cpu, .allocate = cpu_allocate, .release = cpu_release, .trim = cpu_trim };
+static weft_backend meta = { .name = "meta", .device = WEFT_META, .memory = &meta_memory, .allocate = meta_allocate, .release = meta_release, .trim = meta_trim };
 
 weft_backend *weft_backend_of(int device) {
     if (device == WEFT_CPU) {
@@ -165,8 +165,7 @@ weft_backend *weft_backend_of(int device) {
         return &cpu;
     }
     if (device == WEFT_META) return &meta;
-    weft_fail(WEFT_EUNSUPPORTED, "device %s is not available in this build", weft_device_name(device));
-    return NULL;
+    return weft_device_open(device);
 }
 
 weft_memory *weft_memory_of(int device) {
@@ -175,7 +174,8 @@ weft_memory *weft_memory_of(int device) {
 }
 
 void weft_empty_cache(int device) {
-    weft_backend *b = weft_backend_of(device);
+    if (device < 0) weft_device_trim_all();
+    weft_backend *b = weft_backend_of(device < 0 ? WEFT_CPU : device);
     if (b) b->trim(b);
 }
 
@@ -197,7 +197,7 @@ static block *pool[POOL_MAX / POOL_STEP + 1];
 
 void *weft_pool_alloc(int64_t nbytes) {
     weft_memory *m = cpu.memory;
-    if (must_fail()) {
+    if (weft_must_fail()) {
         weft_fail(WEFT_ENOMEM, "out of memory: %lld bytes for bookkeeping", (long long)nbytes);
         return NULL;
     }
@@ -250,6 +250,8 @@ weft_storage *weft_storage_new(int64_t nbytes, int device) {
         return NULL;
     }
     *s = (weft_storage){ .data = data, .nbytes = nbytes, .refs = 1, .device = device };
+    // one counter paces a binding's collector, whatever the device
+    if (device != WEFT_CPU && device != WEFT_META) weft_the_state.cpu.pressure += nbytes;
     return s;
 }
 

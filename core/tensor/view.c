@@ -172,7 +172,7 @@ weft_tensor *weft_arange(double start, double stop, double step, int dtype, int 
     weft_tensor *t = weft_empty(&n, 1, dtype, device);
     if (!t || device == WEFT_META) return t;
     // in float64 first (or for good), so that rounding is that of every conversion
-    weft_tensor *exact = dtype == WEFT_FLOAT64 ? t : weft_empty(&n, 1, WEFT_FLOAT64, device);
+    weft_tensor *exact = dtype == WEFT_FLOAT64 && device == WEFT_CPU ? t : weft_empty(&n, 1, WEFT_FLOAT64, WEFT_CPU);
     weft_status code = exact ? WEFT_OK : WEFT_ENOMEM;
     for (int64_t i = 0; exact && i < n; i++) ((double *)exact->v.data)[i] = start + (double)i * step;
     if (exact && exact != t) {
@@ -225,9 +225,17 @@ static const char *element(const weft_view *v, int64_t i) {
 }
 
 static weft_status has_data(const weft_tensor *t, const char *what) {
-    if (t->v.device != WEFT_CPU)
-        return weft_fail(WEFT_EINVAL, "%s: a tensor on %s has no values to read", what, weft_device_name(t->v.device));
+    if (t->v.device == WEFT_META)
+        return weft_fail(WEFT_EINVAL, "%s: a tensor on meta has no values to read", what);
     return WEFT_OK;
+}
+
+// A copy on the CPU of what lies on a GPU; the caller frees it.
+static weft_tensor *fetched(const weft_tensor *t) {
+    bool was = weft_set_grad_enabled(false);
+    weft_tensor *y = weft_to_device(t, WEFT_CPU);
+    weft_set_grad_enabled(was);
+    return y;
 }
 
 double weft_item(const weft_tensor *t) {
@@ -238,14 +246,22 @@ double weft_item(const weft_tensor *t) {
         weft_fail(WEFT_EINVAL, "item: a tensor of one element is expected, got %s", text);
         return NAN;
     }
-    return one_nan(load(t->v.data, t->v.dtype));
+    if (weft_host_reaches(&t->v)) return one_nan(load(t->v.data, t->v.dtype));
+    char value[8];
+    weft_backend *b = weft_backend_of(t->v.device);
+    if (b->download(b, value, t->v.data, weft_dtype_size(t->v.dtype)) != WEFT_OK) return NAN;
+    return one_nan(load(value, t->v.dtype));
 }
 
 weft_status weft_read(const weft_tensor *t, double *out, int64_t n) {
     TRY(has_data(t, "read"));
     if (n < 0 || n > t->v.numel)
         return weft_fail(WEFT_EINVAL, "read: %lld elements of a tensor of %lld", (long long)n, (long long)t->v.numel);
-    for (int64_t i = 0; i < n; i++) out[i] = one_nan(load(element(&t->v, i), t->v.dtype));
+    weft_tensor *near = weft_host_reaches(&t->v) ? NULL : fetched(t);
+    if (!near && !weft_host_reaches(&t->v)) return weft_error_code();
+    const weft_view *v = near ? &near->v : &t->v;
+    for (int64_t i = 0; i < n; i++) out[i] = one_nan(load(element(v, i), t->v.dtype));
+    weft_free(near);
     return WEFT_OK;
 }
 
@@ -256,7 +272,7 @@ weft_status weft_write(weft_tensor *t, const double *in, int64_t n) {
     if (n != t->v.numel)
         return weft_fail(WEFT_EINVAL, "write: %lld values for a tensor of %lld", (long long)n, (long long)t->v.numel);
     if (n == 0) return WEFT_OK;
-    if (n == 1 && t->v.dtype == WEFT_INT64) {
+    if (n == 1 && t->v.dtype == WEFT_INT64 && weft_host_reaches(&t->v)) {
         *(int64_t *)t->v.data = (int64_t)in[0];
         H(t)->storage->version++;
         return WEFT_OK;

@@ -80,7 +80,7 @@ function A.make_room()
   collectgarbage()
   forget()
   collectgarbage()
-  C.weft_empty_cache(C.WEFT_CPU)
+  C.weft_empty_cache(-1)
 end
 
 ---Calls a C function that returns a handle; where memory ran out, once more with room made.
@@ -264,7 +264,7 @@ end
 
 function A.device(v, op)
   local n = type(v) == "string" and C.weft_device_of(v) or -1
-  if n < 0 then raise("%s: unknown device %s; cpu, meta or cuda:0 are expected", op, tostring(v)) end
+  if n < 0 then raise("%s: unknown device %s; cpu, cuda, cuda:1 or meta are expected", op, tostring(v)) end
   return n
 end
 

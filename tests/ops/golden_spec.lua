@@ -2,6 +2,7 @@
 local weft = require "weft"
 local near = require "tests.support.near"
 
+local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
 local file = assert(require("weft.io.safetensors").open "tests/golden/ops.safetensors")
 
 local function bool(t) return t:ne(0) end
@@ -51,12 +52,13 @@ local function run(case, dtype)
   local inputs, count = {}, 0
   while file:info(("%s.in.%d"):format(case, count)) do
     local t = assert(file:tensor(("%s.in.%d"):format(case, count)))
+    t = t:to(device)
     if t.dtype == "float64" then t = t:to(dtype):clone():requires_grad_() end
     count = count + 1
     inputs[count] = t
   end
   local y = calls[case](unpack(inputs, 1, count))
-  local w = assert(file:tensor(case .. ".w")):to(dtype)
+  local w = assert(file:tensor(case .. ".w")):to(dtype):to(device)
   ;(y * w):sum():backward()
   local grads = {}
   for i, t in ipairs(inputs) do grads[i] = t.requires_grad and t.grad or nil end

@@ -3,7 +3,8 @@ local M = {}
 
 -- All numbers of a tensor, row-major.
 local function numbers(t)
-  local flat, out = t:detach():to("float64"):contiguous():data(), {}
+  local near, out = t:detach():to("cpu"):to("float64"):contiguous(), {}
+  local flat = near:data()
   for i = 1, t:numel() do out[i] = flat[i - 1] end
   return out
 end

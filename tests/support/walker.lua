@@ -2,7 +2,8 @@
 local weft = require "weft"
 local A = require "weft.args"
 
-local M = {}
+-- Where the rows run: "cpu", or what WEFT_TEST_DEVICE names.
+local M = { device = os.getenv "WEFT_TEST_DEVICE" or "cpu" }
 
 -- --- inputs, in float64 unless they are indices or masks
 local stream = weft.random.stream("walker", 7)
@@ -40,7 +41,8 @@ function M.plain(t)
     return list
   end
   local n = t:numel()
-  local flat = t:detach():to("float64"):contiguous():data()
+  local near = t:detach():to("cpu"):to("float64"):contiguous()
+  local flat = near:data()
   local data = {}
   for i = 1, n do data[i] = flat[i - 1] end
   return { shape = t.shape, data = data, dtype = t.dtype }
@@ -74,6 +76,7 @@ function M.strided(t)
   for i, s in ipairs(shape) do big_shape[i] = s end
   big_shape[n] = shape[n] * 2
   big_shape.dtype = t.dtype
+  big_shape.device = t.device
   local big = weft.full((function() big_shape.value = 1 return big_shape end)())
   local part = big:unfold(n, 1, 2):select(n + 1, 1)
   part:copy_(source:detach())
@@ -99,6 +102,16 @@ function M.call(op, inputs, attrs, count)
   for i = 1, m do args[n + i] = attrs[i] end
   local outputs = { op.fn(unpack(args, 1, n + m)) }
   return op.kind == "inplace" and M.list(inputs) or outputs
+end
+
+---Cases with their inputs on the device under test.
+function M.cases(e, which)
+  local list = e[which](g)
+  if M.device == "cpu" then return list end
+  for _, case in ipairs(list) do
+    case.inputs = M.map(case.inputs, function(t) return t:to(M.device) end)
+  end
+  return list
 end
 
 ---Applies fn to every tensor of a case's inputs.

@@ -25,7 +25,7 @@ function M.gradcheck(fn, inputs, options)
         if not weights[i] then
           local shape = y.shape
           shape.dtype, shape.rng = "float64", stream
-          weights[i] = create.randn(shape):keep()
+          weights[i] = create.randn(shape):to(y.device):keep()
         end
         local part = (y * weights[i]):sum()
         total = total and total + part or part
@@ -46,18 +46,25 @@ function M.gradcheck(fn, inputs, options)
   end)
   for i, x in ipairs(inputs) do
     if A.is_tensor(x) and x.requires_grad then
-      local data, n = x:data(), x:numel()
+      local n, near = x:numel(), x.device == "cpu"
+      -- on a GPU the changed copy goes up whole
+      local copy = near and x or x:detach():to "cpu"
+      local data = copy:data()
+      local function set(k, v)
+        data[k] = v
+        if not near then autograd.no_grad(function() x:copy_(copy) end) end
+      end
       local grad = x.grad
-      local got = grad and grad:contiguous() or nil
+      local got = grad and grad:contiguous():to "cpu" or nil
       local got_data = got and got:data()
       for k = 0, n - 1 do
         local function at(v)
           return autograd.no_grad(function()
             return scope(function()
               local old = data[k]
-              data[k] = v
+              set(k, v)
               local ok, value = pcall(function() return loss(false):item() end)
-              data[k] = old
+              set(k, old)
               if not ok then error(value, 0) end
               return value
             end)

@@ -24,20 +24,24 @@ end
 function M.numel(t) return tonumber(tensor(t, "numel", "t").v.numel) end
 function M.is_contiguous(t) return C.weft_is_contiguous(tensor(t, "is_contiguous", "t")) end
 
----The only element as a Lua number.
+local one = ffi.new "double[1]"
+
+---The only element as a Lua number. On a GPU this waits until it has been computed.
 function M.item(t)
   local p = tensor(t, "item", "t")
-  if p.v.numel ~= 1 or p.v.device ~= C.WEFT_CPU then
+  if p.v.numel ~= 1 or p.v.device == C.WEFT_META then
     C.weft_item(p)
     A.fail()
   end
-  return C.weft_item(p)
+  if p.v.device == C.WEFT_CPU then return C.weft_item(p) end
+  if C.weft_read(p, one, 1) ~= 0 then A.fail() end
+  return one[0]
 end
 
 ---All elements as nested tables (a number for a 0-dim tensor).
 function M.totable(t)
   local p = tensor(t, "totable", "t")
-  if p.v.device ~= C.WEFT_CPU then raise("totable: a tensor on %s has no values to read", t.device) end
+  if p.v.device == C.WEFT_META then raise("totable: a tensor on %s has no values to read", t.device) end
   local n = tonumber(p.v.numel)
   local data = ffi.new("double[?]", math.max(n, 1))
   if C.weft_read(p, data, n) ~= 0 then A.fail() end
@@ -57,7 +61,7 @@ end
 ---A pointer to the first element, typed by dtype. It lives as long as the tensor does.
 function M.data(t)
   local p = tensor(t, "data", "t")
-  if p.v.device ~= C.WEFT_CPU then raise("data: the tensor is on %s", t.device) end
+  if p.v.device ~= C.WEFT_CPU then raise("data: the tensor is on %s; t:to \"cpu\" brings it here", t.device) end
   return ffi.cast(ctypes[t.dtype], p.v.data)
 end
 
@@ -78,10 +82,9 @@ function M.to(t, target)
   if o.device then
     local device = A.device(o.device, "to")
     local p = tensor(y, "to", "t")
-    if device ~= p.v.device then
-      if device ~= C.WEFT_META then raise("to: device %s is not available in this build", o.device) end
+    if device == C.WEFT_META and device ~= p.v.device then
       y = wrap(A.make("to", C.weft_empty, p.v.shape, p.v.ndim, p.v.dtype, device))
-    end
+    elseif device ~= p.v.device then y = ops.to_device(y, o.device) end
   end
   return y
 end

@@ -45,9 +45,13 @@ function M.tensor(t)
   local shape = "[" .. table.concat(t.shape, ",") .. "]"
   local head = ("%s %s %s"):format(t.dtype, shape, t.device)
   if p.requires_grad then head = head .. (p.is_leaf and "  requires_grad" or "  from " .. ffi.string(C.weft_grad_op(p))) end
-  if p.v.device ~= C.WEFT_CPU then return head end
+  if p.v.device == C.WEFT_META then return head end
   return (require("weft.autograd").no_grad(function()
     return require("weft.scope").scope(function()
+      if p.v.device ~= C.WEFT_CPU then
+        t = t:detach():to "cpu"
+        p = t.p
+      end
       local integral = not t.dtype:find "float"
       if p.v.numel == 1 then
         local v = t:reshape({ 1 }):to("float64"):data()[0]

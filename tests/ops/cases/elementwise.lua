@@ -242,4 +242,17 @@ M.cast = {
   end,
 }
 
+M.to_device = {
+  cases = function(g)
+    local list = {}
+    for _, s in ipairs(shapes) do
+      list[#list + 1] = { inputs = { g.randn(s) }, attrs = { "cpu" }, reference = each(function(x) return x end) }
+    end
+    return list
+  end,
+  refuses = function(g)
+    return { { inputs = { g.randn { 2 }:to "meta" }, attrs = { "cpu" }, message = "meta has no values" } }
+  end,
+}
+
 return M

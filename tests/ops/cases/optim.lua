@@ -116,6 +116,49 @@ M.adamw_ = {
   end,
 }
 
+-- Parameter and gradient in bfloat16, the rest in float32; the parameter is its master rounded.
+local function adamw_mixed(ins, attrs)
+  local quads, out = { xs = {} }, {}
+  for k = 1, #ins.xs, 5 do
+    local at = (k - 1) / 5 * 4
+    quads.xs[at + 1], quads.xs[at + 2] = ins.xs[k + 4], ins.xs[k + 1]
+    quads.xs[at + 3], quads.xs[at + 4] = ins.xs[k + 2], ins.xs[k + 3]
+  end
+  local all = { adamw(quads, attrs) }
+  for k = 1, #ins.xs, 5 do
+    local at = (k - 1) / 5 * 4
+    out[k], out[k + 1], out[k + 2], out[k + 3] = all[at + 1], ins.xs[k + 1], all[at + 3], all[at + 4]
+    out[k + 4] = all[at + 1]
+  end
+  return unpack(out)
+end
+
+M.adamw_mixed_ = {
+  cases = function(g)
+    local xs = {}
+    for _, shape in ipairs(SHAPES) do
+      local master = g.randn(shape):to "float32"
+      xs[#xs + 1] = master:to "bfloat16"
+      xs[#xs + 1] = g.randn(shape):to "bfloat16"
+      xs[#xs + 1] = g.randn(shape):to "float32"
+      xs[#xs + 1] = g.uniform(shape, 0, 2):to "float32"
+      xs[#xs + 1] = master
+    end
+    -- the parameter is rounded to 8 bits; the others to float32
+    return { { inputs = { xs = xs }, attrs = { 1e-2, 0.9, 0.99, 1e-8, 0.05, 3 }, reference = adamw_mixed,
+               tolerance64 = 2 ^ -8, float32 = false, grad = g.no_grad } }
+  end,
+  refuses = function(g)
+    local x = g.randn { 3 }
+    local h, f = x:to "bfloat16", x:to "float32"
+    return {
+      { inputs = { xs = { h, h, f, f, x } }, attrs = { 0.1 }, message = "tensor 5 is float64, expected float32" },
+      { inputs = { xs = { f, f, f, f, f } }, attrs = { 0.1 }, message = "tensor 1 is float32, expected bfloat16" },
+      { inputs = { xs = { h, h, f, f } }, attrs = { 0.1 }, message = "quintuples" },
+    }
+  end,
+}
+
 M.sgd_ = {
   cases = function(g)
     local function case(shapes, ...)

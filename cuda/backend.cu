@@ -1,0 +1,184 @@
+// backend.cu: the library's one door, and each GPU behind it: its table of kernels, its stream, what
+// is said when something fails.
+#include "cuda/memory.h"
+#include <cstdio>
+#include <cstdlib>
+
+const weft_host *cuda_host;
+
+// --- the table of kernels: a row without one is told by name when it is called
+#define DECLARE_KERNEL(name) extern "C" __attribute__((weak)) weft_status weft_cuda_##name(const weft_call *);
+#define DECLARE_STRIDED DECLARE_KERNEL
+#define DECLARE_ELEMENTWISE DECLARE_KERNEL
+#define DECLARE_INPLACE DECLARE_KERNEL
+#define DECLARE_VIEW(name)
+#define DECLARE_COMPOSITE(name)
+#define OP(name, family, kind, ...) DECLARE_##kind(name)
+#include "ops.def"
+#undef OP
+
+#define ENTRY_KERNEL(name) weft_cuda_##name,
+#define ENTRY_STRIDED ENTRY_KERNEL
+#define ENTRY_ELEMENTWISE ENTRY_KERNEL
+#define ENTRY_INPLACE ENTRY_KERNEL
+#define ENTRY_VIEW(name) nullptr,
+#define ENTRY_COMPOSITE(name) nullptr,
+static const weft_kernel kernels[WEFT_N_OPS] = {
+#define OP(name, family, kind, ...) ENTRY_##kind(name)
+#include "ops.def"
+#undef OP
+};
+
+weft_status cuda_check(cudaError_t code, const char *what) {
+    if (code == cudaSuccess) return WEFT_OK;
+    cudaGetLastError();
+    return weft_fail(code == cudaErrorMemoryAllocation ? WEFT_ENOMEM : WEFT_EIO, "CUDA: %s: %s (%s)", what,
+                     cudaGetErrorString(code), cudaGetErrorName(code));
+}
+
+weft_status cuda_before_launch(const weft_call *call, const void *kernel, size_t shared) {
+    cuda_device *d = device_of(call);
+    d->counters.launches++;
+    // more than 48 KB must be asked for
+    if (shared <= 48 << 10) return WEFT_OK;
+    return cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+                      "shared memory");
+}
+
+weft_status cuda_launched(const weft_call *call, const char *kernel) {
+    (void)call;
+    return cuda_check(cudaGetLastError(), kernel);
+}
+
+// What kernels complained of since the last time, as an error.
+static weft_status complaints(cuda_device *d) {
+    cuda_fault f = *d->fault_here;
+    if (f.what == FAULT_NONE) return WEFT_OK;
+    memset(d->fault_here, 0, sizeof f);
+    const char *op = cuda_host->op_name(f.op);
+    switch (f.what) {
+    case FAULT_INDEX:
+        return weft_fail(WEFT_EINVAL, "%s: index %lld outside %lld..%lld, on %s", op, (long long)f.value,
+                         (long long)f.low, (long long)f.high, d->name);
+    case FAULT_PROBABILITY:
+        return weft_fail(WEFT_EINVAL, "%s: probability %g outside 0..1, on %s", op, f.value, d->name);
+    case FAULT_WEIGHT:
+        return weft_fail(WEFT_EINVAL, "%s: weight %g of row %lld: weights must be finite and not negative, on %s", op,
+                         f.value, (long long)f.low, d->name);
+    case FAULT_DIVISION:
+        return weft_fail(WEFT_EINVAL, "%s: integer division by zero: b holds a 0; put another value there or divide "
+                         "in a float dtype, on %s", op, d->name);
+    case FAULT_SINGULAR:
+        return weft_fail(WEFT_EINVAL, "%s: matrix %lld of the batch is singular or not positive definite, on %s", op,
+                         (long long)f.value + 1, d->name);
+    }
+    return weft_fail(WEFT_EINVAL, "%s: fault %d on %s", op, f.what, d->name);
+}
+
+static weft_status synchronize(weft_backend *b) {
+    cuda_device *d = reinterpret_cast<cuda_device *>(b);
+    d->counters.synchronizations++;
+    TRY(cuda_check(cudaStreamSynchronize(d->stream), "waiting for the device"));
+    return complaints(d);
+}
+
+// WEFT_CUDA_BLOCKING=1: errors of a kernel are raised by the operator that made them.
+static weft_status after(weft_backend *b, int op) {
+    cuda_device *d = reinterpret_cast<cuda_device *>(b);
+    (void)op;
+    return d->blocking ? synchronize(b) : WEFT_OK;
+}
+
+weft_status cuda_fill(weft_backend *b, const weft_view *y, double value);     // elementwise.cu
+weft_status cuda_blas_open(cuda_device *d);                                    // blas.cu
+
+static int count(char *why, int64_t size) {
+    int n = 0;
+    cudaError_t code = cudaGetDeviceCount(&n);
+    if (code != cudaSuccess) {
+        cudaGetLastError();
+        snprintf(why, (size_t)size, "%s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
+        return 0;
+    }
+    if (n == 0) snprintf(why, (size_t)size, "this machine has no NVIDIA GPU");
+    return n;
+}
+
+static weft_status describe(int index, char *text, int64_t size) {
+    cudaDeviceProp p;
+    TRY(cuda_check(cudaGetDeviceProperties(&p, index), "asking for the device"));
+    snprintf(text, (size_t)size, "%s, %.0f GiB, compute capability %d.%d, %d multiprocessors", p.name,
+             (double)p.totalGlobalMem / (1 << 30), p.major, p.minor, p.multiProcessorCount);
+    return WEFT_OK;
+}
+
+static weft_status prepare(cuda_device *d) {
+    cudaDeviceProp p;
+    TRY(cuda_check(cudaSetDevice(d->index), "choosing the device"));
+    TRY(cuda_check(cudaGetDeviceProperties(&p, d->index), "asking for the device"));
+    d->multiprocessors = p.multiProcessorCount;
+    d->shared_limit = (int)p.sharedMemPerBlockOptin;
+    TRY(cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "a stream"));
+    TRY(cuda_check(cudaHostAlloc((void **)&d->fault_here, sizeof(cuda_fault), cudaHostAllocMapped), "pinned memory"));
+    memset(d->fault_here, 0, sizeof(cuda_fault));
+    TRY(cuda_check(cudaHostGetDevicePointer((void **)&d->fault, d->fault_here, 0), "pinned memory"));
+    TRY(cuda_memory_open(d));
+    return cuda_blas_open(d);
+}
+
+static weft_backend *open_device(int index, int32_t device) {
+    cuda_device *d = static_cast<cuda_device *>(calloc(1, sizeof *d));
+    if (!d) {
+        weft_fail(WEFT_ENOMEM, "no memory for a device");
+        return nullptr;
+    }
+    const char *blocking = getenv("WEFT_CUDA_BLOCKING");
+    d->index = index;
+    d->blocking = blocking && *blocking == '1';
+    if (device == WEFT_CUDA_SIM) snprintf(d->name, sizeof d->name, "cuda-sim");
+    else snprintf(d->name, sizeof d->name, "cuda:%d", index);
+    d->base.name = d->name;
+    d->base.device = device;
+    d->base.kernels = kernels;
+    d->base.allocate = cuda_allocate;
+    d->base.release = cuda_release;
+    d->base.trim = cuda_trim;
+    d->base.memory = &d->memory;
+    d->base.upload = cuda_upload;
+    d->base.download = cuda_download;
+    d->base.fill = cuda_fill;
+    d->base.synchronize = synchronize;
+    d->base.after = after;
+    d->base.counters = &d->counters;
+    if (prepare(d) == WEFT_OK) return &d->base;
+    free(d);
+    return nullptr;
+}
+
+// FNV-1a over every row, as the core counts it.
+static uint64_t ops_hash() {
+    static const char *const rows[][5] = {
+#define OP(name, family, kind, inputs, outputs, attrs, dtypes, ...) { #name, inputs, outputs, attrs, dtypes },
+#include "ops.def"
+#undef OP
+    };
+    uint64_t h = 1469598103934665603u;
+    for (auto &row : rows)
+        for (const char *p : row)
+            for (;; p++) {
+                h = (h ^ (uint8_t)*p) * 1099511628211u;
+                if (!*p) break;
+            }
+    return h;
+}
+
+extern "C" __attribute__((visibility("default"))) const weft_device_library *weft_device_entry(const weft_host *host) {
+    static weft_device_library door;
+    cuda_host = host;
+    door.abi = WEFT_DEVICE_ABI;
+    door.ops_hash = ops_hash();
+    door.count = count;
+    door.describe = describe;
+    door.open = open_device;
+    return &door;
+}

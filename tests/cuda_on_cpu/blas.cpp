@@ -1,0 +1,42 @@
+// blas.cpp: products for the simulated GPU, by the definition, summed in double.
+#include "cuda/blas.h"
+#include <vector>
+
+weft_status cuda_blas_open(cuda_device *d) {
+    d->blas = nullptr;
+    return WEFT_OK;
+}
+
+template <class T> static void product(const cuda_gemm *g, const T *a, const T *b, const T *bias, T *c) {
+    std::vector<double> row((size_t)g->n);
+    for (int64_t i = 0; i < g->m; i++) {
+        for (int64_t j = 0; j < g->n; j++) row[(size_t)j] = 0;
+        for (int64_t l = 0; l < g->k; l++) {
+            const double x = (double)widen<T>(g->trans_a ? a[l * g->lda + i] : a[i * g->lda + l]);
+            if (g->trans_b)
+                for (int64_t j = 0; j < g->n; j++) row[(size_t)j] += x * (double)widen<T>(b[j * g->ldb + l]);
+            else
+                for (int64_t j = 0; j < g->n; j++) row[(size_t)j] += x * (double)widen<T>(b[l * g->ldb + j]);
+        }
+        for (int64_t j = 0; j < g->n; j++) {
+            double v = g->alpha * row[(size_t)j];
+            if (g->beta != 0) v += g->beta * (double)widen<T>(c[i * g->ldc + j]);
+            if (bias) v += (double)widen<T>(bias[j]);
+            c[i * g->ldc + j] = narrow<T>((wide_t<T>)v);
+        }
+    }
+}
+
+weft_status cuda_product(const weft_call *call, const cuda_gemm *g) {
+    device_of(call)->counters.launches++;
+    if (sim::skip_arithmetic()) return WEFT_OK;
+    return with_float(g->dtype, [&](auto tag) {
+        using T = TYPE_OF(tag);
+        const T *a = (const T *)sim::to_host(g->a, "product"), *b = (const T *)sim::to_host(g->b, "product");
+        T *c = (T *)sim::to_host(g->c, "product");
+        const T *bias = (const T *)sim::to_host(g->bias, "product");
+        for (int64_t i = 0; i < g->batch; i++)
+            product<T>(g, a + i * g->stride_a, b + i * g->stride_b, bias, c + i * g->stride_c);
+        return WEFT_OK;
+    });
+}
