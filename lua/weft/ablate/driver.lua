@@ -6,6 +6,7 @@ local A = require "weft.args"
 local C = require("weft.core").lib
 local checkpoint = require "weft.train.checkpoint"
 local files = require "weft.files"
+local prune = require "weft.ablate.prune"
 
 local M = {}
 
@@ -28,9 +29,13 @@ local function record(plan, dir)
   local mine, path = plan:record(), dir .. "/plan.json"
   if files.exists(path) then
     local there = must(json().read(path))
-    for _, key in ipairs { "recipe", "hash", "fixed", "keys" } do
-      local a, b = json().encode(there[key], { sort = true }), json().encode(mine[key], { sort = true })
-      if a ~= b and not (#(there[key] or "") == 0 and #(mine[key] or "") == 0) then
+    for _, key in ipairs { "recipe", "hash", "fixed", "keys", "prune" } do
+      local function text(v)
+        if v == nil or type(v) == "table" and next(v) == nil then return "nothing" end
+        return json().encode(v, { sort = true })
+      end
+      local a, b = text(there[key]), text(mine[key])
+      if a ~= b then
         error(("ablate: %s holds another plan: its %s is %s, here %s; name another folder with --out"):format(dir, key, a, b), 0)
       end
     end
@@ -102,6 +107,7 @@ local function words_of(plan, t, threads)
     if t.needs then add("--branch", t.needs.dir) end
   end
   if t.kind == "warm-up" then add("--until", t.cell.phase) end
+  if t.rung then add("--until", tostring(t.rung)) end
   add "--quiet"
   return words
 end
@@ -113,38 +119,20 @@ local function spawn(words, output, fd)
   return tonumber(C.weft_process_start(argv, output, fd))
 end
 
----What the plan's first cell takes, from one measured step: { seconds of a step, steps, mib }, or nil
----and its last lines.
-function M.measure(plan, threads)
-  local output = os.tmpname()
-  local words = command(threads, plan.recipe, unpack(plan.cells[1].overrides))
-  words[#words + 1] = "--dry-run"
-  local pid, code = spawn(words, output, -1), -1
-  if pid == 0 then A.fail() end
-  while code < 0 do
-    C.weft_sleep(0.05)
-    code = C.weft_process_poll(pid)
-  end
-  local text, lines = files.read(output) or "", M.tail(output, 3)
-  files.remove(output)
-  local seconds, mib = text:match "one step of %d+ pictures took ([%d.]+) s.- of the process (%d+) MiB"
-  local steps = text:match "epochs, (%d+) steps"
-  if code ~= 0 or not seconds or not steps then return nil, lines end
-  return { seconds = tonumber(seconds), steps = tonumber(steps), mib = tonumber(mib) }
-end
-
 local function start(plan, t, threads, fd)
   local pid = spawn(words_of(plan, t, threads), t.output, fd)
   C.weft_lock_drop(fd)  -- the process has it now
   if pid == 0 then A.fail() end
-  t.pid, t.began = pid, files.clock()
+  t.pid, t.began, t.goal = pid, files.clock(), t.rung and prune.mark(t.dir, t.rung) or t.mark
   must(files.append(t.lock, pid .. "\n"))  -- for whoever wants to know who holds it
 end
 
 local function ended(plan, t, code, say, failed, left)
   t.pid = nil
   local seconds = files.clock() - t.began
-  if code == 0 and files.exists(t.mark) then
+  if code == 0 and t.rung and files.exists(t.goal) then
+    say("%s %s at epoch %d after %.0f s", t.kind, t.name, t.rung, seconds)
+  elseif code == 0 and files.exists(t.mark) then
     t.settled = "done"
     local score = t.kind == "cell" and require("weft.ablate.table").score(t.mark, plan.metric)
     say("%s %s done in %.0f s%s; %s", t.kind, t.name, seconds, score and ("; %s %.4g"):format(plan.metric, score) or "", left())
@@ -197,35 +185,53 @@ function M.run(plan, o)
   end
   say("%s: %d at a time, %d thread%s each", dir, o.jobs, threads, threads == 1 and "" or "s")
   local stopping = false
+  -- How far a cell may train now: sets its rung. False while it waits for others, or is out.
+  local function may_train(t, next_rung)
+    if not next_rung or t.kind ~= "cell" then return true end
+    local rung, why = next_rung(t)
+    if rung == false then
+      t.settled = "pruned"
+      say("cell %s %s", t.name, why)
+      return false
+    end
+    t.rung = type(rung) == "number" and rung or nil
+    return rung ~= nil
+  end
   C.weft_catch_stop(true)
   local function round()
-    local open, running = 0, 0
+    local open, running, held, freed = 0, 0, 0, 0
     for _, t in ipairs(tasks) do
       if t.pid then
         local code = C.weft_process_poll(t.pid)
         if code >= 0 then ended(plan, t, code, say, failed, left) else running = running + 1 end
       end
     end
+    local next_rung = plan.prune and prune.decide(plan, tasks)
     for _, t in ipairs(tasks) do
       if not t.settled and not t.pid then
         if files.exists(t.mark) then t.settled = "done"
         elseif files.exists(t.failed) then t.settled = "failed"
         elseif t.needs and t.needs.settled == "failed" then failed(t, "its warm-up " .. t.needs.name .. " failed", {})
         elseif t.needs and t.needs.settled == "stopped" then t.settled = "stopped"
+        elseif (not t.needs or t.needs.settled == "done") and not may_train(t, next_rung) then
+          held = held + 1
         elseif not stopping and running < o.jobs and (not t.needs or t.needs.settled == "done") then
           local fd = C.weft_lock_take(t.lock)
           if fd == -2 then A.fail() end
           if fd >= 0 then
-            if files.exists(t.mark) or files.exists(t.failed) then C.weft_lock_drop(fd) else
+            if files.exists(t.rung and prune.mark(t.dir, t.rung) or t.mark) or files.exists(t.failed) then C.weft_lock_drop(fd) else
               start(plan, t, threads, fd)
               running = running + 1
-              say("%s %s started", t.kind, t.name)
+              if not t.said then say("%s %s started", t.kind, t.name) end
+              t.said = true
             end
           end
         end
       end
       if not t.settled and (not stopping or t.pid) then open = open + 1 end
+      if t.settled == "stopped" then freed = freed + 1 end
     end
+    if freed > 0 and held > 0 and held == open then return 0 end  -- they wait for one that was stopped
     return open
   end
   local ok, problem = pcall(function()
@@ -247,7 +253,7 @@ function M.run(plan, o)
     end
     error(problem, 0)
   end
-  local summary = { dir = dir, done = 0, failed = 0, stopped = 0 }
+  local summary = { dir = dir, done = 0, failed = 0, stopped = 0, pruned = 0 }
   for _, t in ipairs(tasks) do
     if t.kind == "cell" then
       local s = t.settled or "stopped"

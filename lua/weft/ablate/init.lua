@@ -8,7 +8,7 @@ local M = {}
 ---@param o table  recipe (a path), grid ({ ["lora.rank"] = { 4, 8 }, ["lora.alpha"] = function(c) return 2 * c.lora.rank end }),
 ---  zip (list of tables whose lists go side by side), random ({ n, seed, draw }), fixed ("key=value" texts),
 ---  where (function of a cell's values: keep it?), set (function of them -> { key = value }), metric, better,
----  shared_until (false: every cell whole; a name: of the phase that is shared)
+---  shared_until (false: every cell whole; a name: of the phase that is shared), prune (a figure: successive halving by it)
 ---@return table plan
 ---
 ---    local plan = weft.ablate { recipe = "recipes/quickstart.lua", metric = "retrieval.r_mean",
@@ -16,12 +16,12 @@ local M = {}
 ---    print(#plan.cells)
 function M.ablate(o)
   o = A.options(o, { recipe = A.required, grid = {}, zip = {}, random = A.none, fixed = {}, where = A.none, set = A.none, metric = A.none,
-    better = A.none, shared_until = A.none }, "ablate")
+    better = A.none, shared_until = A.none, prune = A.none }, "ablate")
   local grid = require "weft.ablate.grid"
   local axes, computed = grid.of_tables(o.grid, o.zip)
   if o.random then table.insert(axes, grid.random_axis(o.random)) end
   local plan = require("weft.ablate.plan").new { recipe = o.recipe, axes = axes, computed = computed, fixed = o.fixed, where = o.where,
-    set = o.set, metric = o.metric, better = o.better, share = o.shared_until }
+    set = o.set, metric = o.metric, better = o.better, share = o.shared_until, prune = o.prune }
   for _, w in ipairs(plan.warmups) do
     if o.shared_until and w.phase ~= o.shared_until then
       A.raise("ablate: shared_until: what can be shared ends with %s, not with %s", w.phase, tostring(o.shared_until))

@@ -57,7 +57,7 @@ end
 -- A recipe with overrides, its mistakes said without the place in weft.
 local function load(path, overrides) return (require("weft.train").load_recipe(path, overrides)) end
 
----Makes a plan. o: recipe (a path), axes, fixed, computed, where, set, metric, better, share.
+---Makes a plan. o: recipe (a path), axes, fixed, computed, where, set, metric, better, share, prune.
 function Plan.new(o)
   local recipe = load(o.recipe, o.fixed)
   local metric = o.metric or recipe.metric
@@ -118,7 +118,31 @@ function Plan.new(o)
     end
   end
   self:share()
+  if o.prune then self:halve(o.prune, recipe) end
   return self
+end
+
+-- Successive halving by a figure: the epochs at which settings are compared.
+function Plan:halve(metric, recipe)
+  for _, key in ipairs(self.keys) do
+    if key == "epochs" or key == "warmup_epochs" then A.raise("ablate: --prune compares at the same epochs: %s can't be swept with it", key) end
+  end
+  local settings, n = {}, 0
+  for _, c in ipairs(self.cells) do
+    local parts = {}
+    for _, key in ipairs(self.keys) do parts[#parts + 1] = key ~= "seed" and c.values[key] or "" end
+    local id = table.concat(parts, "\n")
+    if not settings[id] then settings[id], n = true, n + 1 end
+  end
+  local epochs = config_of.get(recipe.config, "epochs", 1)
+  local _, phase = branch.unfit(recipe)
+  local first = phase and phase.last or 0
+  local prune = require "weft.ablate.prune"
+  local rungs = prune.rungs(n, first, epochs)
+  if #rungs == 0 then A.raise("ablate: --prune: %d settings over %d epochs leave nothing to halve", n, epochs - first) end
+  local lower = metric:find "loss" or metric:find "perplexity"
+  local better = metric == self.metric and self.better or (lower and "lower" or "higher")
+  self.prune = { metric = metric, better = better, rungs = rungs, share = prune.share(rungs, first, epochs), first = first, epochs = epochs }
 end
 
 -- A warm-up that one cell alone would use is part of that cell.
@@ -138,17 +162,25 @@ function Plan:share()
   end
 end
 
+---Part of a whole run's epochs that a cell trains itself.
+function Plan:own_share(cell)
+  local p = self.prune
+  if not p then return cell.warmup and 1 - cell.share or 1 end
+  local first = p.first / p.epochs
+  return (cell.warmup and 0 or first) + (1 - first) * p.share
+end
+
 ---Cost in whole runs, by epochs.
 function Plan:cost()
   local n = 0
   for _, w in ipairs(self.warmups) do n = n + w.share end
-  for _, c in ipairs(self.cells) do n = n + (c.warmup and 1 - c.share or 1) end
+  for _, c in ipairs(self.cells) do n = n + self:own_share(c) end
   return n
 end
 
 ---Where the plan's runs lie unless the user says otherwise: the same plan finds them again.
 function Plan:default_dir()
-  local parts = { self.hash, table.concat(self.fixed, "\n"), table.concat(self.keys, "\n") }
+  local parts = { self.hash, table.concat(self.fixed, "\n"), table.concat(self.keys, "\n"), self.prune and "prune " .. self.prune.metric }
   return ("runs/%s/ablate-%s"):format(self.name, files.hash(table.concat(parts, "\n\n")):sub(1, 8))
 end
 
@@ -163,6 +195,10 @@ function Plan:describe()
   for _, c in ipairs(self.cells) do
     lines[#lines + 1] = ("  %-32s %s"):format(c.name, c.warmup and "after warm-up " .. c.warmup or "whole")
   end
+  if self.prune then
+    lines[#lines + 1] = ("  after epoch %s the worse half of what is left by %s goes no further"):format(
+      table.concat(self.prune.rungs, ", "), self.prune.metric)
+  end
   lines[#lines + 1] = ("  cost by epochs: %.2f whole runs for %d cells; compared by %s, %s is better")
     :format(self:cost(), #self.cells, self.metric, self.better)
   return lines
@@ -171,7 +207,7 @@ end
 ---As plain values, for plan.json.
 function Plan:record()
   return { format = "weft ablation 1", recipe = self.recipe, name = self.name, hash = self.hash, fixed = self.fixed, keys = self.keys,
-    labels = self.labels, metric = self.metric, better = self.better, cells = self.cells, warmups = self.warmups }
+    labels = self.labels, metric = self.metric, better = self.better, prune = self.prune, cells = self.cells, warmups = self.warmups }
 end
 
 return Plan

@@ -91,12 +91,18 @@ function M.collect(dir, metric)
   plan.metric = metric or plan.metric
   local out = { plan = plan, dir = dir, cells = {}, settings = {}, verdict = {}, flags = {}, warmups = {} }
   local by, data = {}, {}
-  for _, t in ipairs(driver.tasks(plan, dir)) do
+  local tasks = driver.tasks(plan, dir)
+  local next_rung = plan.prune and require("weft.ablate.prune").decide(plan, tasks)
+  for _, t in ipairs(tasks) do
     if t.kind == "warm-up" then
       local ended = files.exists(t.mark) and json().read(t.mark)
       table.insert(out.warmups, { name = t.name, state = driver.state(t), seconds = ended and ended.seconds })
     else
       local row = cell_row(t, plan)
+      if next_rung and row.state == "stopped" then
+        local rung, why = next_rung(t)
+        if rung == false then row.state, row.pruned_why = "pruned", why end
+      end
       table.insert(out.cells, row)
       local parts, sweeps_data = {}, false
       for _, key in ipairs(plan.keys) do
@@ -111,6 +117,7 @@ function M.collect(dir, metric)
       local s = by[id]
       s.cells = s.cells + 1
       s[row.state] = (s[row.state] or 0) + 1
+      s.pruned_why = s.pruned_why or row.pruned_why
       if row.score then
         s.n = s.n + 1
         s.scores[s.n], s.times[s.n] = row.score, row.seconds
@@ -165,6 +172,7 @@ function M.lines(found)
     for _, state in ipairs { "failed", "running", "stopped", "waiting" } do
       if s[state] then notes[#notes + 1] = ("%d %s"):format(s[state], state) end
     end
+    if s.pruned_why then notes[#notes + 1] = s.pruned_why end
     local commas = s.trainable and require("weft.nn").commas(s.trainable) or "-"
     for _, v in ipairs { ("%d/%d"):format(s.n, s.cells), number(s.mean), number(s.spread), commas, number(s.seconds, "%.1f"),
       table.concat(notes, ", ") } do row[#row + 1] = v end
@@ -184,7 +192,7 @@ function M.lines(found)
   for _, c in ipairs(found.cells) do
     if c.state == "failed" then
       lines[#lines + 1] = ("failed: %s: %s"):format(c.name, table.concat(c.message, " | "))
-    elseif c.step and c.state ~= "done" then
+    elseif c.step and c.state ~= "done" and c.state ~= "pruned" then
       lines[#lines + 1] = ("%s: %s at step %d"):format(c.state, c.name, c.step)
     end
   end
@@ -214,9 +222,12 @@ function M.write(found)
   assert(files.write(found.dir .. "/table.csv", table.concat(lines, "\n") .. "\n"))
   local settings = {}
   for i, s in ipairs(found.settings) do
-    settings[i] = { values = s.values, runs = s.n, cells = s.cells, mean = s.mean, spread = s.spread, trainable = s.trainable,
-      seconds = s.seconds, best = s.best }
-    settings[i].values.seed = nil
+    local values = {}
+    for _, key in ipairs(plan.keys) do
+      if key ~= "seed" then values[key] = s.values[key] end
+    end
+    settings[i] = { values = values, runs = s.n, cells = s.cells, mean = s.mean, spread = s.spread, trainable = s.trainable,
+      seconds = s.seconds, best = s.best, pruned = s.pruned_why }
   end
   assert(json().write(found.dir .. "/table.json", { metric = plan.metric, better = plan.better, settings = json().array(settings),
     verdict = json().array(found.verdict), flags = json().array(found.flags), warmups = json().array(found.warmups) }))

@@ -11,12 +11,15 @@ local M = {
     { "metric", "figure of result.json that is compared", value = "NAME", default = "the recipe's" },
     { "better", "higher or lower", value = "WHICH", default = "higher; lower for a loss" },
     { "whole", "share nothing: each cell trains from the start" },
-    { "dry-run", "print the plan, measure one step, and stop" },
+    { "prune", "successive halving: at a few epochs the worse half by this figure goes no further", value = "NAME" },
+    { "memory", "MiB for all jobs; cells that can't fit are refused", value = "MIB", default = "what is free" },
+    { "dry-run", "print the plan, measure one step of each phase, and stop" },
     { "status", "how far a plan is, from its folder", value = "DIR" },
     { "quiet", "the table alone" },
   },
   examples = {
     "weft ablate recipes/stage1.lua lora.rank=4,8,16,32 lora.alpha=16,32 seed=1,2,3 --jobs 2",
+    "weft ablate recipes/stage1.lua lora.rank=2,4,8,16,32,64 --prune retrieval.r_mean",
     "weft ablate --status runs/stage1/ablate-1a2b3c4d",
   },
 }
@@ -25,7 +28,10 @@ local function show(dir, metric)
   local tables = require "weft.ablate.table"
   local found = tables.collect(dir, metric)
   tables.write(found)
+  local ok, message = require("weft.report.ablation").write(found)
+  if not ok then error(message, 0) end
   for _, line in ipairs(tables.lines(found)) do print(line) end
+  print("report: " .. dir .. "/report.html")
 end
 
 -- A plan file returns weft.ablate{...}; a recipe takes its grid from the words.
@@ -35,7 +41,7 @@ local function plan_of(path, words, args)
   if text and text:find("ablate%s*[{(]") then
     local value = assert(loadfile(path))()
     if type(value) == "table" and value.is_ablation then
-      if #words > 0 or args.whole then
+      if #words > 0 or args.whole or args.prune then
         error({ usage = path .. " is a whole plan; key=value words and --whole go with a recipe" }, 0)
       end
       value.metric, value.better = args.metric or value.metric, args.better or value.better
@@ -44,7 +50,7 @@ local function plan_of(path, words, args)
   elseif not text and not path:find "^recipes/" then error(message, 0) end
   local axes, fixed = require("weft.ablate.grid").parse(words)
   return ablate.runnable(require("weft.ablate.plan").new { recipe = path, axes = axes, fixed = fixed, metric = args.metric,
-    better = args.better, share = not args.whole })
+    better = args.better, share = not args.whole, prune = args.prune })
 end
 
 function M.run(args)
@@ -65,13 +71,25 @@ function M.run(args)
   if not args.quiet or args["dry-run"] then
     for _, line in ipairs(plan:describe()) do print(line) end
   end
+  local threads = math.max(1, math.floor(require("weft").threads() / jobs))
+  local memory = args.memory and tonumber(args.memory)
+  if args.memory and not memory then error({ usage = "--memory wants MiB, got " .. args.memory }, 0) end
+  local estimate = require "weft.ablate.estimate"
+  local given = { threads = threads, jobs = jobs, dir = args.out or plan:default_dir(), memory = memory }
+  local e, lines = estimate.check(plan, given)
+  if e then
+    if not args.quiet or args["dry-run"] then
+      for _, line in ipairs(estimate.lines(e, given)) do print(line) end
+    end
+    local refused = estimate.refusal(e, given)
+    if refused then error(refused, 0) end
+  elseif args["dry-run"] then
+    error("the first cell does not begin:\n  " .. table.concat(lines, "\n  "), 0)
+  else
+    print("  no estimate, since the first cell does not begin: " .. table.concat(lines, " | "))
+  end
   if args["dry-run"] then
-    local threads = math.max(1, math.floor(require("weft").threads() / jobs))
-    local m, lines = require("weft.ablate.driver").measure(plan, threads)
-    if not m then error("the first cell does not begin:\n  " .. table.concat(lines, "\n  "), 0) end
-    print(("  from one step of %.2f s on %d thread%s: about %.1f min in all, %d at a time; a cell takes %d MiB"):format(m.seconds,
-      threads, threads == 1 and "" or "s", plan:cost() * m.steps * m.seconds / jobs / 60, jobs, m.mib))
-    print("  would run in " .. (args.out or plan:default_dir()))
+    print("  would run in " .. given.dir)
     return 0
   end
   local done = plan:run { dir = args.out, jobs = jobs, quiet = args.quiet or false }

@@ -9,9 +9,10 @@ local M = {
     { "name", "the run's name", value = "NAME", default = "run" },
     { "runs", "folder of all runs", value = "DIR", default = "runs" },
     { "dir", "the run's own folder, in place of a dated one", value = "DIR" },
-    { "until", "stop at the end of this phase, its checkpoint written", value = "PHASE" },
+    { "until", "stop at the end of this phase or epoch, its checkpoint written", value = "WHEN" },
     { "branch", "begin where RUN stopped with --until; adapters begin anew", value = "RUN" },
-    { "dry-run", "build everything, run one step, say what it takes, stop" },
+    { "memory", "most MiB of tensors; beyond it the run fails", value = "MIB" },
+    { "dry-run", "build everything, run one step of each phase, say what it takes, stop" },
     { "print-config", "print the config after overrides, and stop" },
     { "quiet", "nothing on standard output; log.txt has it all" },
   },
@@ -34,20 +35,38 @@ local function print_config(config)
   end
 end
 
+-- Bytes of a checkpoint: all that the model holds, and the optimizer's two of what trains.
+local function checkpoint_bytes(run, trained)
+  local bytes = 8 * trained
+  for _, t in pairs(run.model:state_dict()) do
+    bytes = bytes + t:numel() * (tonumber(t.dtype:match "%d+$" or 8) / 8)
+  end
+  return bytes
+end
+
 local function dry_run(run)
   local C = require("weft.core").lib
   local clock = require("weft.files").clock
   run.log.dir = nil
   run:print_start()
-  run:enter_phase()
-  local start, pictures = clock(), 0
-  for batch in run:batches() do
-    run:micro_step(batch, function(b) return run.model:losses(b) end)
-    pictures = pictures + #batch.indices
-    if batch.micro == run.options.accumulate then break end
+  local trained, per_epoch = 0, run.options.steps_per_epoch
+  for _, phase in ipairs(run.plan) do
+    if phase.last >= phase.first then
+      run.epoch, run.position = phase.first, 0
+      run:enter_phase()
+      trained = math.max(trained, run.model:count(true))
+      local start, pictures = clock(), 0
+      for batch in run:batches() do
+        run:micro_step(batch, function(b) return run.model:losses(b) end)
+        pictures = pictures + #batch.indices
+        if batch.micro == run.options.accumulate then break end
+      end
+      run.log:line("dry run: %s: %d steps, one of %d pictures took %.3f s", phase.name, (phase.last - phase.first + 1) * per_epoch, pictures,
+        clock() - start)
+    end
   end
-  run.log:line("dry run: one step of %d pictures took %.2f s; peak of tensors %d MiB, of the process %d MiB; nothing was kept",
-    pictures, clock() - start, tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, tonumber(C.weft_peak_rss()))
+  run.log:line("dry run: peak of tensors %d MiB, of the process %d MiB; a checkpoint takes %.1f MiB; nothing was kept",
+    tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, tonumber(C.weft_peak_rss()), checkpoint_bytes(run, trained) / 2 ^ 20)
 end
 
 -- A folder of its own below the system's, gone after fn.
@@ -69,6 +88,11 @@ function M.run(args)
     if word:find("=", 1, true) then overrides[#overrides + 1] = word
     elseif path then error({ usage = ("one recipe is expected, got %s and %s"):format(path, word) }, 0)
     else path = word end
+  end
+  if args.memory then
+    local mib = tonumber(args.memory)
+    if not mib or mib <= 0 then error({ usage = "--memory wants MiB, got " .. args.memory }, 0) end
+    require("weft").memory_limit(math.floor(mib * 2 ^ 20))
   end
   local run
   if args.resume then

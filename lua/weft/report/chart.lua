@@ -149,6 +149,7 @@ end
 ---Points: o.points = { { x, y, label, spread, best } }; log is of the x axis.
 ---@param o table
 function M.points(o)
+  table.sort(o.points, function(a, b) return (b.best or false) and not a.best end)  -- the best on top
   local xs, ys = {}, {}
   for i, p in ipairs(o.points) do
     xs[i] = p.x
@@ -157,7 +158,7 @@ function M.points(o)
   local low, high = axes.range { ys }
   if not low then return nil end
   local x_low, x_high = axes.range { xs }
-  local log = o.log and x_low > 0 and x_high > 1.01 * x_low
+  local log = o.log and x_low > 0 and x_high > 3 * x_low
   local x = axes.new(log and x_low / 1.1 or x_low, log and x_high * 1.1 or x_high, LEFT, W - RIGHT, { log = log, ticks = 4 })
   local y = axes.new(low, high, H - BOTTOM, TOP, { ticks = 5 })
   local drawn = frame(x, y, o)
@@ -181,7 +182,8 @@ local function shade(t)
 end
 
 ---A heat map: o.rows and o.columns are labels, o.values[row][column] numbers (nil: none), o.texts what their
----cells say; x and y name the sides; best = { row, column }.
+---cells say; x and y name the sides; best = { row, column }; lower: small is deep; span: what the colours span at least,
+---so that differences within the noise look alike.
 ---@param o table
 function M.heat(o)
   local all = {}
@@ -192,6 +194,8 @@ function M.heat(o)
   end
   local low, high = axes.range { all }
   if not low then return nil end
+  local more = math.max(0, (o.span or 0) - (high - low)) / 2
+  low, high = low - more, high + more
   local left, top = 64, 22
   local w, h = (W - left - RIGHT) / #o.columns, math.max(18, math.min(40, 260 / #o.rows))
   local drawn = {}

@@ -46,7 +46,7 @@ nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.9rem} a{color:var(--c1
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
 .tile{background:var(--panel);padding:.6rem .8rem;border-radius:6px} .tile b{display:block;font-size:1.3rem;line-height:1.25;overflow-wrap:anywhere}
 .tile span{color:var(--soft);font-size:.85rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(21rem,100%),1fr));gap:1.2rem 1.6rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:1.2rem 1.6rem}
 figure{margin:0;min-width:0;break-inside:avoid} figcaption{font-weight:600;margin-bottom:.2rem}
 figcaption small{font-weight:400;color:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.85rem;margin:.2rem 0 .2rem 0}

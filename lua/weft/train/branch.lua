@@ -19,10 +19,17 @@ end
 
 local function of_adapter(name) return name:find "[./]lora_" ~= nil end
 
----The run will stop at the end of a phase.
----@param name string
+---The run will stop at the end of a phase, or of an epoch.
+---@param name string  of a phase, or an epoch's number
 function M.stop_after(run, name)
-  local known = {}
+  local known, epoch = {}, tonumber(name)
+  if epoch then
+    if epoch < 1 or epoch % 1 ~= 0 or epoch > run.options.epochs then
+      A.raise("--until: an epoch from 1 to %d is expected, got %s", run.options.epochs, tostring(name))
+    end
+    run.stop_after = { name = "epoch " .. epoch, first = epoch, last = epoch, epoch = epoch }
+    return
+  end
   for _, p in ipairs(run.plan) do
     if p.name == name then
       run.stop_after = p
@@ -33,12 +40,18 @@ function M.stop_after(run, name)
   A.raise("--until: no phase %s%s", name, A.suggest(name, known))
 end
 
----Says in the run's folder that its phase has ended: until.json.
+---Says in the run's folder that its phase has ended: until.json; of an epoch, until_NNNNN.json with its scores.
 function M.mark(run)
   local phase = run.stop_after
-  local ok, message = require("weft.io.json").write(run.dir .. "/until.json",
-    { phase = phase.name, step = run.step, checkpoint = ("step_%08d"):format(run.step), seconds = run:seconds() })
+  local last = run.history[#run.history]
+  local ok, message = require("weft.io.json").write(phase.epoch and ("%s/until_%05d.json"):format(run.dir, phase.epoch) or run.dir .. "/until.json",
+    { phase = phase.name, step = run.step, checkpoint = ("step_%08d"):format(run.step), seconds = run:seconds(),
+      values = phase.epoch and last and last.step == run.step and last.values or nil })
   if not ok then error(message, 0) end
+  if phase.epoch then
+    run.log:line("epoch %d has ended; weft train --resume %s goes on", phase.epoch, run.dir)
+    return
+  end
   run.log:line("%s has ended; runs that share it begin with --branch %s", phase.name, run.dir)
 end
 

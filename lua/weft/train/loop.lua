@@ -29,12 +29,19 @@ function M:print_start()
   end
 end
 
--- At the end of a phase: its scores, and a checkpoint that stays.
+-- At the end of a phase: its scores, and a checkpoint that stays. Where the run is to stop in the middle
+-- of one: scores, and a checkpoint to go on from.
 local function end_epoch(self)
   local phase = phases.at(self.plan, self.epoch)
-  local last = self.epoch == phase.last
+  local last, stop = self.epoch == phase.last, self.stop_after and self.epoch == self.stop_after.last
   self.epoch, self.position, self.epoch_done = self.epoch + 1, 0, false
-  if not last then return end
+  if not last then
+    if stop then
+      self:evaluate("epoch " .. self.epoch - 1)
+      self:save()
+    end
+    return
+  end
   if self.model.left_out then self.log:line("%s: %s", phase.name, self.model:left_out()) end
   self:evaluate(phase.name)
   self.kept[("step_%08d"):format(self.step)] = true
