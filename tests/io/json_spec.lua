@@ -87,4 +87,9 @@ describe("json", function()
     pcall(json.write, dir .. "old.json", { 0 / 0 })
     assert.equal("[\n  1\n]\n", support.read(dir .. "old.json"))
   end)
+
+  it("keeps the point of a number that was marked", function()
+    assert.equal('{"a": 1.0, "b": 1, "c": 0.5, "d": 1e+300}',
+      json.encode { a = json.float(1), b = 1, c = json.float(0.5), d = json.float(1e300) })
+  end)
 end)

@@ -10,12 +10,17 @@ json.null = setmetatable({}, { __tostring = function() return "null" end, __newi
   error("json.null cannot be changed", 2)
 end })
 
-local array_mt, object_mt = { __name = "json array" }, { __name = "json object" }
+local array_mt, object_mt, float_mt = { __name = "json array" }, { __name = "json object" }, { __name = "json float" }
 
 ---Marks t as an array (it is written as one, also when empty).
 ---@param t table?
 ---@return table
 function json.array(t) return setmetatable(t or {}, array_mt) end
+
+---A number that is written with a decimal point also where it is whole: readers with types want 1.0 there.
+---    json.encode(json.float(1)) == "1.0"
+---@param n number
+function json.float(n) return setmetatable({ n }, float_mt) end
 
 ---Marks t as an object. Unmarked tables are arrays when they have a first element.
 ---@param t table?
@@ -157,6 +162,9 @@ function write(out, v, where, state, depth)
     out[#out + 1] = tostring(v)
   elseif kind == "cdata" and (ffi.istype(int64, v) or ffi.istype(uint64, v)) then
     out[#out + 1] = (tostring(v):gsub("U?LL$", ""))
+  elseif kind == "table" and getmetatable(v) == float_mt then
+    local text = write_number(v[1], where)
+    out[#out + 1] = text:find "[.e]" and text or text .. ".0"
   elseif kind == "table" then
     if json.is_array(v) then write_array(out, v, where, state, depth)
     else write_object(out, v, where, state, depth) end

@@ -164,6 +164,12 @@ function Preprocess:describe()
 end
 Preprocess.__tostring = Preprocess.describe
 
+local function floats(list)
+  local out = {}
+  for i, v in ipairs(list) do out[i] = json.float(v) end
+  return json.array(out)
+end
+
 ---preprocessor_config.json's keys for a rule in our terms.
 ---@param o table  resize (short edge, or { height, width }), size (crop), mean, std
 function M.to_file(o)
@@ -172,7 +178,7 @@ function M.to_file(o)
   return {
     image_processor_type = "BitImageProcessor", do_convert_rgb = true, do_resize = true, size = size,
     resample = 3, do_center_crop = true, crop_size = { height = o.size, width = o.size }, do_rescale = true,
-    rescale_factor = 1 / 255, do_normalize = true, image_mean = json.array { unpack(o.mean) }, image_std = json.array { unpack(o.std) },
+    rescale_factor = 1 / 255, do_normalize = true, image_mean = floats(o.mean), image_std = floats(o.std),
   }
 end
 

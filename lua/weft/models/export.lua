@@ -13,6 +13,10 @@ local function check(ok, message)
   return ok
 end
 
+-- What transformers 5 refuses where it is written as a whole number.
+local float = { hidden_dropout_prob = true, attention_probs_dropout_prob = true, initializer_range = true, layer_norm_eps = true,
+  layerscale_value = true, drop_path_rate = true }
+
 local function write(dir, state, config)
   check(disk.make_dirs(dir))
   check(safetensors.save(dir .. "/model.safetensors", state, { format = "pt" }))
@@ -30,7 +34,7 @@ function M.encoder(model, dir, options)
   local dinov2 = require "weft.models.dinov2"
   local c, config = model.config, {}
   for key, v in pairs(c) do
-    if key ~= "pos_interp" and key ~= "num_register_tokens" then config[key] = v end
+    if key ~= "pos_interp" and key ~= "num_register_tokens" then config[key] = float[key] and json.float(v) or v end
   end
   local registers = c.num_register_tokens > 0
   config.model_type = registers and "dinov2_with_registers" or "dinov2"
@@ -85,11 +89,16 @@ function M.language(model, dir, options)
   local config = {
     architectures = json.array { "LlamaForCausalLM" }, model_type = "llama", vocab_size = c.vocab, hidden_size = c.width,
     num_hidden_layers = c.layers, intermediate_size = c.ff, num_attention_heads = c.heads, num_key_value_heads = c.heads,
-    head_dim = c.width / c.heads, rope_theta = c.rope_theta, rms_norm_eps = c.eps, tie_word_embeddings = c.tied, hidden_act = "silu",
+    head_dim = c.width / c.heads, rope_theta = json.float(c.rope_theta), rms_norm_eps = json.float(c.eps), tie_word_embeddings = c.tied, hidden_act = "silu",
     max_position_embeddings = o.length, attention_bias = false, mlp_bias = false, dtype = "float32", torch_dtype = "float32",
   }
   for key, v in pairs(ids) do config[key] = v end
   local state = require("weft.peft.merge").merged_state(model)
+  local table_of = model.model.embed_tokens
+  if c.tied and table_of.is_lora and #table_of.active > 0 then
+    -- the output layer shares the table as it was, not as the adapter has it
+    state["lm_head.weight"], config.tie_word_embeddings = table_of:plain_weight(), false
+  end
   for name, t in pairs(state) do state[name] = t.dtype == "float32" and t or t:to "float32" end
   write(dir, state, config)
   check(json.write(dir .. "/generation_config.json", ids))

@@ -194,7 +194,9 @@ end
 ---Scores over the vocabulary for final hidden states [..., d] -> [..., V].
 function Llama:logits(hidden)
   if self.lm_head then return self.lm_head(hidden) end
-  return (ops.linear(hidden, self.model.embed_tokens.weight))
+  local table_of = self.model.embed_tokens
+  -- an adapter on the table leaves the output layer that shares it alone, as in PEFT
+  return (ops.linear(hidden, table_of.is_lora and table_of:plain_weight() or table_of.weight))
 end
 
 ---@param ids weft.Tensor
@@ -285,6 +287,20 @@ function Llama:generate(prompt, options)
     return self:logits(hidden:select(2, ids:size(2)))
   end
   return require("weft.models.generate").run(step, self:cache(), prompt, o)
+end
+
+---The table that the output layer shares; nil where it has weights of its own.
+function Llama:tied_to() return not self.lm_head and self.model.embed_tokens or nil end
+
+---Gives the output layer weights of its own.
+function Llama:untie(weight)
+  local c = self.config
+  self.lm_head = nn.on_meta(function() return nn.Linear(c.width, c.vocab, { bias = false, init = initial.normal(c.init_std) }) end)
+  self.lm_head.weight = weight:detach():clone():keep():requires_grad_(weight.requires_grad)
+  local config = {}
+  for key, v in pairs(c) do config[key] = v end
+  config.tied = false
+  self.config = config
 end
 
 -- --- files
