@@ -95,6 +95,35 @@ describe("an adapter converted", function()
     end
   end)
 
+  it("has patterns that mean a module in each generation, and none that mean nothing", function()
+    for _, from in ipairs { "lora", "lora_transformers5" } do
+      local config, state = check(from, "patterns", "both")
+      for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+        for pattern in pairs(config[key]) do
+          local older, newer = false, false
+          for _, path in ipairs(with_tensors(state)) do
+            if regex.full("(?:.*\\.)?(?:" .. pattern .. ")", path) then
+              if path:find "attention%.[qkvo]_proj" then newer = true else older = true end
+              if path:find "mlp" then newer = true end
+            end
+          end
+          assert.is_true(older and newer, pattern)
+        end
+      end
+    end
+  end)
+
+  it("saves whole what ends in an entry, as PEFT does", function()
+    local model = weft.models.llama.from_pretrained "tests/golden/llama_tiny"
+    peft.lora(model, { targets = { "q_proj" }, rank = 2, modules_to_save = { "norm", "down_proj" } })
+    assert.equal("SavedModule", model:get("model.layers.0.input_layernorm").type)
+    peft.save(model, folder .. "/saved")
+    local file = json.read(folder .. "/saved/adapter_config.json")
+    assert.same({ "down_proj", "norm" }, file.modules_to_save)   -- a LLaMA's names are those of both generations
+    assert.same({ "q_proj" }, file.target_modules)
+    assert.has_no.errors(function() peft.load(weft.models.llama.from_pretrained "tests/golden/llama_tiny", folder .. "/saved") end)
+  end)
+
   it("has fan_in_fan_out switched off for Linear, as PEFT does", function()
     local dir = folder .. "/fan"
     assert(os.execute(("cp -r tests/golden/lora/plain %s"):format(dir)) == 0)

@@ -41,11 +41,11 @@ local function need(model, name, where)
 end
 M.need = need
 
----Iterates over (path, module) of what adapters wrapped: LoraLinear and SavedModule.
+---Iterates over (path, module) of what adapters wrapped: LoraLinear, LoraConv2d, LoraEmbedding and SavedModule.
 function M.wrapped(model)
   local list = {}
   for path, m in model:named_modules() do
-    if m.type == "LoraLinear" or m.type == "SavedModule" then list[#list + 1] = { path, m } end
+    if m.is_lora or m.type == "SavedModule" then list[#list + 1] = { path, m } end
   end
   local i = 0
   return function()
@@ -72,7 +72,7 @@ function M.activate(model, names)
   for _, m in M.wrapped(holder) do
     m.active = {}
     for _, name in ipairs(names) do
-      if m.type == "LoraLinear" and m.settings[name] or m.type == "SavedModule" and m.modules_to_save[name] then
+      if m.is_lora and m.settings[name] or m.type == "SavedModule" and m.modules_to_save[name] then
         m.active[#m.active + 1] = name
       end
     end
@@ -103,11 +103,7 @@ local function each_tensor(holder, name, config, fn)
         for _, t in m.modules_to_save[name]:named_parameters() do fn(t) end
       end
     elseif m.settings[name] then
-      for _, part in ipairs { m.lora_A, m.lora_B, m.lora_magnitude_vector } do
-        if part[name] then
-          for _, t in part[name]:named_parameters() do fn(t) end
-        end
-      end
+      for _, entry in ipairs(m:tensors(name)) do fn(entry.tensor) end
       if config.bias == "lora_only" and m.base_layer.bias then fn(m.base_layer.bias) end
     end
   end
@@ -176,11 +172,11 @@ function M.delete(model, name)
     if m.merged then A.raise("peft.delete: %s is merged; peft.unmerge first", path) end
   end
   for path, m in M.wrapped(holder) do
-    if m.type == "LoraLinear" then
+    if m.is_lora then
       local start = m.settings[name] and m.settings[name].start
       if start then  -- what the adapter took out of the base goes back
         require("weft.autograd").no_grad(function()
-          m.base_layer.weight = (m.base_layer.weight + ops.matmul(start.b, start.a) * m.settings[name].scaling):keep()
+          m.base_layer.weight = (m.base_layer.weight + m:unrows(ops.matmul(start.b, start.a) * m.settings[name].scaling)):keep()
         end)
       end
       if m.settings[name] then m:remove(name) end
@@ -217,13 +213,13 @@ function M.summary(model)
     local c, n, tails, scales = record.adapters[name], 0, {}, {}
     local active, trains = false, false
     for path, m in M.wrapped(holder) do
-      if m.type == "LoraLinear" and m.settings[name] then
+      if m.is_lora and m.settings[name] then
         n = n + 1
         local tail = path:match "[^.]+$"
         tails[tail] = (tails[tail] or 0) + 1
         scales[("x%.4g"):format(m:scale_of(name))] = true
         for _, a in ipairs(m.active) do active = active or a == name end
-        trains = trains or m.lora_A[name].weight.requires_grad
+        trains = trains or m:tensors(name)[1].tensor.requires_grad
       end
     end
     local on, strengths = {}, {}

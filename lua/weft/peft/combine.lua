@@ -178,8 +178,8 @@ function M.add_weighted_adapter(model, options)
             s.rank, o.combination)
         end
         rank = o.combination == "cat" and rank + s.rank or math.max(rank, s.rank)
-        parts[#parts + 1] = { a = m.lora_A[name].weight:detach(), b = m.lora_B[name].weight:detach(), weight = o.weights[i],
-          scale = m:scale_of(name), name = name }
+        local a, b = m:matrices(name)
+        parts[#parts + 1] = { a = a:detach(), b = b:detach(), weight = o.weights[i], scale = m:scale_of(name), name = name }
       end
     end
     if #parts > 0 then
@@ -223,14 +223,7 @@ function M.add_weighted_adapter(model, options)
     end
   end)
   lora.inject(holder, c, found)
-  no_grad(function()
-    for _, f in ipairs(found) do
-      local la, lb = f.module.lora_A[o.adapter], f.module.lora_B[o.adapter]
-      la.weight:copy_(f.a)
-      lb.weight:copy_(f.b)
-      la._given.weight, lb._given.weight = true, true
-    end
-  end)
+  for _, f in ipairs(found) do f.module:set_matrices(o.adapter, f.a, f.b) end
   adapters.freeze(holder, o.adapter)
   return model
 end

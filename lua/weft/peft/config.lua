@@ -11,7 +11,7 @@ M.defaults = {
   lora_bias = false, bias = "none", modules_to_save = A.none, adapter = "default", seed = A.none,
 }
 
-M.inits = { "default", "gaussian", "pissa", "olora", "random" }
+M.inits = { "default", "gaussian", "orthogonal", "pissa", "olora", "random" }
 
 local function one_of(value, list, what)
   for _, v in ipairs(list) do
@@ -67,7 +67,11 @@ function M.complete(options)
   if type(c.dropout) ~= "number" or not (c.dropout >= 0 and c.dropout < 1) then
     A.raise("peft.lora: dropout must lie in [0, 1), got %s", tostring(c.dropout))
   end
-  one_of(c.init, M.inits, "init")
+  if type(c.init) ~= "string" or not c.init:find "^pissa_niter_%d+$" then one_of(c.init, M.inits, "init") end
+  if c.init == "orthogonal" and whole(c.rank) and c.rank % 2 == 1 then
+    A.raise("peft.lora: init orthogonal: an even rank is expected, got %d", c.rank)
+  end
+  if c.lora_bias and c.dora then A.raise "peft.lora: lora_bias does not go with dora, in PEFT neither" end
   one_of(c.bias, { "none", "all", "lora_only" }, "bias")
   if type(c.adapter) ~= "string" or not c.adapter:find "^[%w_-]+$" then
     A.raise("peft.lora: adapter: a name of letters, digits, _ and - is expected, got %s", tostring(c.adapter))
@@ -106,7 +110,7 @@ local file_defaults = {
 }
 
 -- Keys that say how an adapter was made, or nothing that changes what it computes. fan_in_fan_out is about
--- Conv1D of others: PEFT switches it off for a Linear, and all that weft wraps is Linear.
+-- Conv1D of others: PEFT switches it off for a Linear, and weft knows no Conv1D.
 local ignored = {}
 for word in ([[task_type revision inference_mode auto_mapping base_model_name_or_path peft_version megatron_config
   megatron_core fan_in_fan_out loftq_config eva_config corda_config lora_ga_config velora_config kasa_config monteclora_config
@@ -180,7 +184,7 @@ function M.to_file(c, options)
   return {
     peft_type = "LORA", task_type = json.null, base_model_name_or_path = options.base or json.null,
     revision = options.revision or json.null, inference_mode = true, auto_mapping = json.null,
-    r = c.rank, lora_alpha = c.alpha, lora_dropout = c.dropout,
+    r = c.rank, lora_alpha = c.alpha, lora_dropout = json.float(c.dropout),
     target_modules = as_json(c.targets), exclude_modules = as_json(c.exclude),
     fan_in_fan_out = false, bias = c.bias, use_rslora = c.rslora, use_dora = c.dora, lora_bias = c.lora_bias,
     init_lora_weights = c.init == "gaussian" and "gaussian" or c.init ~= "random",

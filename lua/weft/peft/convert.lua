@@ -13,13 +13,17 @@ local safetensors = require "weft.io.safetensors"
 
 local M = {}
 
+local is_lora = { ["lora_A.weight"] = true, ["lora_B.weight"] = true, ["lora_B.bias"] = true, lora_magnitude_vector = true,
+  lora_embedding_A = true, lora_embedding_B = true, ["base_layer.bias"] = true, ["base_layer.weight"] = true }
 local dialects = { both = true, transformers4 = true, transformers5 = true }
 
 -- Rank and alpha of each module, and the modules in order.
-local function sizes_of(c, given)
+local function sizes_of(c, given, joined)
   local paths, sizes = {}, {}
   for _, g in pairs(given) do
-    if g.tail == "lora_A.weight" then
+    if joined[g.path] and g.tail == "lora_A.weight" then
+      paths[#paths + 1], sizes[g.path] = g.path, joined[g.path]
+    elseif g.tail == "lora_A.weight" or g.tail == "lora_embedding_A" then
       paths[#paths + 1] = g.path
       local newer = dialect.newer(g.path) or g.path
       local rank, alpha = match.sizes(c, g.path)
@@ -53,18 +57,17 @@ function M.convert(dir, out, options)
   if not state then A.raise("peft.convert: %s", metadata) end
   local c = config.from_file(file, dir .. "/" .. files.config, "default")
   local problems = {}
-  local given = load.ours_of(state, dir .. "/" .. files.weights, problems)
+  local given, _, joined = load.ours_of(state, dir .. "/" .. files.weights, problems, c)
   if #problems > 0 then A.raise("peft.convert: %s:\n  %s", dir, table.concat(problems, "\n  ")) end
-  local paths, sizes = sizes_of(c, given)
+  local paths, sizes = sizes_of(c, given, joined)
   if #paths == 0 then A.raise("peft.convert: %s holds no lora_A", dir) end
 
-  local written = {}
+  local written, saved = {}, {}
   for _, g in pairs(given) do
-    for _, name in ipairs(save.names_in(o.dialect, g.path)) do
-      written[files.prefix .. name .. (name == "" and "" or ".") .. g.tail] = g.tensor
-    end
+    save.put(written, o.dialect, g.path, g.tail, g.tensor)
+    if not is_lora[g.tail] then saved[#saved + 1] = g.path end
   end
-  local made = config.to_file(save.translated(o.dialect, c, paths, sizes), { base = c.base })
+  local made = config.to_file(save.translated(o.dialect, c, paths, sizes, saved), { base = c.base })
   -- what is not translated stays as it was
   local kept = {}
   for key, v in pairs(file) do kept[key] = v end

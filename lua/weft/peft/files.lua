@@ -14,11 +14,10 @@ function M.tensors(holder, name, c)
   local list = {}
   local function put(path, tail, t) list[#list + 1] = { path, tail, t } end
   for path, m in adapters.wrapped(holder) do
-    if m.type == "LoraLinear" and m.settings[name] then
-      put(path, "lora_A.weight", m.lora_A[name].weight)
-      put(path, "lora_B.weight", m.lora_B[name].weight)
-      if m.lora_B[name].bias then put(path, "lora_B.bias", m.lora_B[name].bias) end
-      if m.lora_magnitude_vector[name] then put(path, "lora_magnitude_vector", m.lora_magnitude_vector[name].weight) end
+    if m.is_lora and m.settings[name] then
+      for _, e in ipairs(m:tensors(name)) do
+        put(path, e.tail, #e.shape == e.tensor.ndim and e.tensor or e.tensor:detach():reshape(e.shape))
+      end
     elseif m.type == "SavedModule" and m.modules_to_save[name] then
       for tail, t in m.modules_to_save[name]:named_parameters() do put(path, tail, t) end
     end
@@ -35,7 +34,7 @@ function M.biases(holder, c)
   for path, m in holder:named_modules() do
     if not (inside and path:sub(1, #inside) == inside) then
       inside = nil
-      if m.type == "LoraLinear" then
+      if m.is_lora then
         inside = path .. "."
         local kept = m.kept or m.base_layer
         if kept.bias and (c.bias == "all" or m.settings[c.adapter]) then list[#list + 1] = { path, "base_layer.bias", kept.bias } end
@@ -48,12 +47,12 @@ end
 
 ---A checksum of the weights that an adapter sits beside: of what it was trained on. nil where an
 ---adapter has taken a part out of them.
----@param modules table[]  LoraLinear or Linear, in order
+---@param modules table[]  wrapped or not, in order
 function M.base_sum(modules)
   local sum = 0ULL
   for _, m in ipairs(modules) do
-    local weight = m.type == "LoraLinear" and (m.kept or m.base_layer).weight or m.weight
-    for _, s in pairs(m.type == "LoraLinear" and m.settings or {}) do
+    local weight = m.is_lora and (m.kept or m.base_layer).weight or m.weight
+    for _, s in pairs(m.is_lora and m.settings or {}) do
       if s.start then return nil end
     end
     if weight.device ~= "cpu" then return nil end

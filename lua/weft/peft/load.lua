@@ -6,6 +6,8 @@ local dialect = require "weft.peft.dialect"
 local files = require "weft.peft.files"
 local match = require "weft.peft.match"
 local lora = require "weft.peft.lora"
+local halves = require "weft.peft.halves"
+local layers = require "weft.peft.layers"
 local C = require("weft.core").lib
 local json = require "weft.io.json"
 local safetensors = require "weft.io.safetensors"
@@ -14,7 +16,8 @@ local no_grad = require("weft.autograd").no_grad
 
 local M = {}
 
-local tails = { "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias" }
+local tails = { "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias",
+  "lora_embedding_A", "lora_embedding_B", "base_layer.weight" }
 
 local function shape_of(t) return "[" .. table.concat(t.shape, ",") .. "]" end
 
@@ -22,10 +25,22 @@ local function equal(a, b)
   return shape_of(a) == shape_of(b) and a.dtype == b.dtype and C.weft_checksum(a.p, 0) == C.weft_checksum(b.p, 0)
 end
 
--- Tensors by our names, "path tail", from a file that holds one set of names or both.
-local function ours_of(state, where, problems)
-  local out, generations = {}, { old = false, new = false }
-  for name, t in pairs(state) do
+-- Tensors by our names, "path tail", from a file that holds one set of names or both; and the rank, alpha
+-- and scaling of modules that the file holds in two halves.
+local function ours_of(state, where, problems, c)
+  local out, generations, cut, sizes = {}, { old = false, new = false }, {}, {}
+  local function put(path, tail, t, name)
+    local id = path .. " " .. tail
+    if out[id] and not equal(out[id].tensor, t) then
+      problems[#problems + 1] = ("%s: the names of the two generations hold different values"):format(name)
+    end
+    out[id] = { path = path, tail = tail, tensor = t, name = name }
+  end
+  local names = {}
+  for name in pairs(state) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local t = state[name]
     local key = name
     if key:sub(1, #files.prefix) == files.prefix then key = key:sub(#files.prefix + 1) end
     local path, tail
@@ -36,17 +51,28 @@ local function ours_of(state, where, problems)
       path, tail = key:match "^(.*)%.([^.]+)$"
       if not path then path, tail = "", key end
     end
-    local ours = dialect.ours(path)
+    local ours, half = dialect.ours(path)
     if ours ~= path then generations.new = true
     elseif dialect.newer(path) ~= path then generations.old = true end
-    local id = ours .. " " .. tail
-    if out[id] and not equal(out[id].tensor, t) then
-      problems[#problems + 1] = ("%s: the names of the two generations hold different values"):format(name)
+    if half then
+      cut[ours] = cut[ours] or {}
+      cut[ours][half] = cut[ours][half] or { name = path, tensors = {} }
+      cut[ours][half].tensors[tail] = t
+    else
+      put(ours, tail, t, name)
     end
-    out[id] = { path = ours, tail = tail, tensor = t, name = name }
   end
-  if next(out) == nil then A.raise("%s holds no tensor", where) end
-  return out, generations
+  for path, list in pairs(cut) do
+    local ok, tensors, size = pcall(halves.join, list, function(name) return match.sizes(c, name) end, c.rslora)
+    if ok then
+      for tail, t in pairs(tensors) do put(path, tail, t, (list[1] or list[2]).name .. "." .. tail) end
+      sizes[path] = size
+    else
+      problems[#problems + 1] = tostring(tensors)
+    end
+  end
+  if #names == 0 then A.raise("%s holds no tensor", where) end
+  return out, generations, sizes
 end
 
 M.ours_of = ours_of
@@ -54,10 +80,10 @@ M.ours_of = ours_of
 -- Names by which the file's settings may call a module of ours.
 local function name_rule(generations)
   return function(path)
-    local newer = dialect.newer(path)
-    if generations.new and not generations.old then return { newer or path } end
-    if generations.new and newer and newer ~= path then return { path, newer } end
-    return { path }
+    local newer = dialect.newer_names(path)
+    if newer[1] == path or not generations.new then return { path } end
+    if not generations.old then return newer end
+    return { path, unpack(newer) }
   end
 end
 
@@ -68,16 +94,14 @@ local function raise(dir, problems)
 end
 
 -- Shapes that the settings ask for, by "path tail".
-local function expected_of(model, c, found)
+local function expected_of(model, c, found, names_of)
   local out = {}
   for _, f in ipairs(found) do
-    local n_in, n_out = f.module.n_in, f.module.n_out
-    out[f.path .. " lora_A.weight"] = { f.rank, n_in }
-    out[f.path .. " lora_B.weight"] = { n_out, f.rank }
-    if c.lora_bias then out[f.path .. " lora_B.bias"] = { n_out } end
-    if c.dora then out[f.path .. " lora_magnitude_vector"] = { n_out } end
+    for tail, shape in pairs(layers.expected(f.module, { rank = f.rank, dora = c.dora, lora_bias = c.lora_bias })) do
+      out[f.path .. " " .. tail] = shape
+    end
   end
-  for _, path in ipairs(lora.saved_paths(model, c)) do
+  for _, path in ipairs(lora.saved_paths(model, c, names_of)) do
     local m = model:get(path)
     for tail, t in (m.original_module or m):named_parameters() do out[path .. " " .. tail] = t.shape end
   end
@@ -90,7 +114,7 @@ local function bias_targets(model, c, found)
   for _, f in ipairs(found) do on[f.path] = true end
   if c.bias == "none" then return out end
   for path, m in model:named_modules() do
-    local base = m.type == "LoraLinear" and m.base_layer or m
+    local base = layers.base_of(m)
     local bias = base._parameters.bias
     if bias and (on[path] or c.bias == "all") and not path:find("lora_", 1, true) and not path:find "base_layer$" then
       out[path .. (on[path] and " base_layer.bias" or " bias")] = bias
@@ -115,7 +139,7 @@ function M.report(model, name, total)
     changes = changes or row.delta > 0
   end
   for _, m in adapters.wrapped(model) do
-    if m.type == "LoraLinear" and m.settings[name] then scales[("%.4g"):format(m:scale_of(name))] = true end
+    if m.is_lora and m.settings[name] then scales[("%.4g"):format(m:scale_of(name))] = true end
   end
   local list = {}
   for s in pairs(scales) do list[#list + 1] = s:find "[%.e]" and s or s .. ".0" end
@@ -147,13 +171,35 @@ function M.load(model, dir, options)
   if not state then A.raise("peft.load: %s", metadata) end
   local c = config.from_file(file, dir .. "/" .. files.config, o.adapter)
   local problems = {}
-  local given, generations = ours_of(state, dir .. "/" .. files.weights, problems)
+  local given, generations, sizes = ours_of(state, dir .. "/" .. files.weights, problems, c)
   if #problems > 0 then raise(dir, problems) end
 
-  local found = match.find(model, c, name_rule(generations))
-  local expected, biases = expected_of(model, c, found), bias_targets(model, c, found)
+  local names_of = name_rule(generations)
+  local function find()
+    local list = match.find(model, c, names_of)
+    for _, f in ipairs(list) do
+      local size = sizes[f.path]
+      if size then f.rank, f.alpha, f.scaling = size.rank, size.alpha, size.scaling end
+    end
+    return list
+  end
+  local found = find()
+  local expected, biases = expected_of(model, c, found, names_of), bias_targets(model, c, found)
   local known = {}
   for id in pairs(expected) do known[#known + 1] = id end
+  -- PEFT writes the table of an Embedding beside its adapter: the base has it
+  for _, f in ipairs(found) do
+    local g = f.module.type:find "Embedding$" and given[f.path .. " base_layer.weight"]
+    if g then
+      given[f.path .. " base_layer.weight"] = nil
+      local base = layers.base_of(f.module)
+      local mine = (f.module.kept or base).weight
+      if not equal(mine:detach(), g.tensor) and not (o.force and shape_of(mine) == shape_of(g.tensor)) then
+        problems[#problems + 1] = ("%s is %s and another table than this model's %s: the base is another one, or it was trained too"):format(
+          g.name, shape_of(g.tensor), shape_of(mine))
+      end
+    end
+  end
   for id, g in pairs(given) do
     local shape, bias = expected[id], biases[id]
     if shape then
@@ -197,23 +243,15 @@ function M.load(model, dir, options)
   if record and record.adapters[o.adapter] then
     active = adapters.active(model)
     adapters.delete(model, o.adapter)
-    found = match.find(model, c, name_rule(generations))
+    found = find()
   end
-  lora.inject(model, c, found)
+  lora.inject(model, c, found, names_of)
   no_grad(function()
     for _, f in ipairs(found) do
-      local m = f.module
-      for _, part in ipairs { "lora_A", "lora_B" } do
-        local linear = m[part][o.adapter]
-        for field, t in pairs(linear._parameters) do
-          t:copy_(given[f.path .. " " .. part .. "." .. field].tensor)
-          linear._given[field] = true
-        end
-      end
-      local magnitude = m.lora_magnitude_vector[o.adapter]
-      if magnitude then
-        magnitude.weight:copy_(given[f.path .. " lora_magnitude_vector"].tensor)
-        magnitude._given.weight = true
+      for _, e in ipairs(f.module:tensors(o.adapter)) do
+        local t = given[f.path .. " " .. e.tail].tensor
+        e.tensor:copy_(t.ndim == e.tensor.ndim and t or t:reshape(e.tensor.shape))
+        e.owner._given[e.field] = true
       end
     end
     for id, bias in pairs(biases) do

@@ -3,6 +3,7 @@ local A = require "weft.args"
 local regex = require "weft.peft.regex"
 local dialect = require "weft.peft.dialect"
 local config = require "weft.peft.config"
+local layers = require "weft.peft.layers"
 
 local M = {}
 local ends_with = dialect.ends_with
@@ -10,15 +11,15 @@ local ends_with = dialect.ends_with
 -- Heads that "all-linear" leaves alone.
 M.heads = { lm_head = true, classifier = true, score = true }
 
----{ path, module } of every Linear, wrapped or not, and of nothing inside a wrapped one.
-function M.linears(model)
+---{ path, module } of every Linear, wrapped or not, and of nothing inside a wrapped one; with every = true
+---of every module that takes adapters.
+function M.linears(model, every)
   local list, inside = {}, nil
   for path, m in model:named_modules() do
     if not (inside and path:sub(1, #inside) == inside) then
       inside = nil
-      if m.type == "Linear" or m.type == "LoraLinear" then
-        list[#list + 1] = { path, m }
-        if m.type == "LoraLinear" then inside = path .. "." end
+      if layers.is_linear(m) or every and layers.takes(m) then list[#list + 1] = { path, m } end
+      if m.is_lora then inside = path .. "."
       elseif m.type == "SavedModule" then inside = path .. "." end
     end
   end
@@ -86,7 +87,7 @@ end
 ---none is an error with the nearest names. `names_of(path)` gives the names that a path answers to.
 function M.find(model, c, names_of)
   local found, hit, tails = {}, {}, {}
-  for _, item in ipairs(M.linears(model)) do
+  for _, item in ipairs(M.linears(model, c.targets ~= "all-linear")) do
     local path = item[1]
     tails[path:match "[^.]+$" or path] = true
     for _, name in ipairs(names_of and names_of(path) or { path }) do
@@ -105,15 +106,15 @@ function M.find(model, c, names_of)
     for _, entry in ipairs(c.targets) do
       if not hit[entry] then
         for path, m in model:named_modules() do
-          if ends_with(path, entry) and m.type ~= "Linear" and m.type ~= "LoraLinear" then
-            A.raise("peft.lora: targets: %s is a %s; adapters go on Linear", path, m.type)
+          if ends_with(path, entry) and not layers.takes(m) then
+            A.raise("peft.lora: targets: %s is a %s; adapters go on Linear, Conv2d and Embedding", path, m.type)
           end
         end
-        A.raise("peft.lora: targets: %s matches no Linear%s", entry, A.suggest(entry, known))
+        A.raise("peft.lora: targets: %s matches no Linear, Conv2d or Embedding%s", entry, A.suggest(entry, known))
       end
     end
   elseif #found == 0 then
-    A.raise("peft.lora: targets: %s matches no Linear; known: %s",
+    A.raise("peft.lora: targets: %s matches no Linear, Conv2d or Embedding; known: %s",
       type(c.targets) == "table" and table.concat(c.targets, ", ") or c.targets, table.concat(known, ", "))
   end
   return found

@@ -7,7 +7,7 @@ local M = {}
 local function loras(holder)
   local list = {}
   for path, m in adapters.wrapped(holder) do
-    if m.type == "LoraLinear" then list[#list + 1] = { path, m } end
+    if m.is_lora then list[#list + 1] = { path, m } end
   end
   return list
 end
@@ -42,7 +42,10 @@ function M.merge_and_unload(model)
   for _, item in ipairs(loras(holder)) do merged = merged or item[2].merged end
   if not merged then M.merge(model) end
   for path, m in adapters.wrapped(holder) do
-    if m.type == "LoraLinear" then holder:set(path, m.base_layer)
+    if m.is_lora then
+      -- an output layer that shares an adapted table keeps the table as it was
+      if m.kept and holder.untie and m == holder:tied_to() then holder:untie(m:plain_weight()) end
+      holder:set(path, m.base_layer)
     else
       local name = m.active[#m.active]
       holder:set(path, name and m.modules_to_save[name] or m.original_module)
@@ -64,7 +67,7 @@ function M.merged_state(model, buffers)
   for path, m in model:named_modules() do
     if not (inside and path:sub(1, #inside) == inside) then
       inside = nil
-      if m.type == "LoraLinear" then
+      if m.is_lora then
         inside = path .. "."
         local weight, bias = m.base_layer.weight, m.base_layer.bias
         if not m.merged and not m.disabled and #m.active > 0 then weight, bias = m:merged_weights() end

@@ -4,6 +4,7 @@ local adapters = require "weft.peft.adapters"
 local config = require "weft.peft.config"
 local dialect = require "weft.peft.dialect"
 local files = require "weft.peft.files"
+local halves = require "weft.peft.halves"
 local match = require "weft.peft.match"
 local regex = require "weft.peft.regex"
 local json = require "weft.io.json"
@@ -21,15 +22,20 @@ local function sorted(set)
   return list
 end
 
--- A path's names in a dialect.
+-- A path's names in a dialect: one; the older and the newer; or two for the halves of what is cut there.
 local function names_in(which, path)
-  local newer = dialect.newer(path)
-  if which == "transformers4" then return { path } end
-  if which == "transformers5" then
-    if not newer then A.raise("peft.save: %s is cut in two in the newer generation; use dialect = \"transformers4\"", path) end
-    return { newer }
+  local newer = dialect.newer_names(path)
+  if which == "transformers4" or newer[1] == path then return { path } end
+  if which == "transformers5" then return newer end
+  return { path, unpack(newer) }
+end
+
+---Puts a tensor of a module into a state under its names in a dialect.
+function M.put(state, which, path, tail, tensor)
+  for _, name in ipairs(names_in(which, path)) do
+    local _, half = dialect.ours(name)
+    state[files.prefix .. name .. (name == "" and "" or ".") .. tail] = halves.of(tail, tensor, half)
   end
-  return newer and newer ~= path and { path, newer } or { path }
 end
 
 -- Every name of these modules in a dialect.
@@ -63,14 +69,18 @@ local function targets_in(which, c, paths)
   local set, covered = {}, {}
   for _, entry in ipairs(c.targets) do
     for _, path in ipairs(paths) do
-      local newer = dialect.newer(path)
-      if dialect.ends_with(path, entry) or newer and dialect.ends_with(newer, entry) then
+      local meant = dialect.ends_with(path, entry)
+      for _, name in ipairs(dialect.newer_names(path)) do meant = meant or dialect.ends_with(name, entry) end
+      if meant then
         covered[path] = true
         for _, name in ipairs(names_in(which, path)) do
           if dialect.ends_with(name, entry) then set[entry] = true
           else
-            local word = dialect.words[entry] or dialect.older_words[entry]
-            set[word and dialect.ends_with(name, word) and word or name] = true
+            local short, older = name, dialect.older_words[entry] or entry
+            for _, word in ipairs { older, unpack(dialect.words[older] or {}) } do
+              if dialect.ends_with(name, word) then short = word end
+            end
+            set[short] = true
           end
         end
       end
@@ -82,23 +92,50 @@ local function targets_in(which, c, paths)
   return sorted(set)
 end
 
--- rank_pattern and alpha_pattern for all names of a dialect: as they are where that gives each module
--- its own, else one entry a module.
-local function patterns_in(which, c, paths, sizes)
-  local fits = true
-  for _, path in ipairs(paths) do
-    for _, name in ipairs(names_in(which, path)) do
-      local rank, alpha = match.sizes(c, name)
-      fits = fits and rank == sizes[path].rank and alpha == sizes[path].alpha
+-- One pattern for names of both generations: PEFT warns of a pattern that means no module.
+local function either(names)
+  return #names == 1 and names[1] or "(?:" .. table.concat(names, "|") .. ")"
+end
+
+-- Patterns whose keys are words, with the words of a dialect.
+local function words_in(which, patterns)
+  local out = {}
+  for i, p in ipairs(patterns) do
+    local ours = dialect.older_words[p[1]] or dialect.words[p[1]] and p[1]
+    local names = {}
+    if ours and which ~= "transformers5" then names[1] = ours end
+    if ours and which ~= "transformers4" then
+      for _, name in ipairs(dialect.words[ours]) do names[#names + 1] = name end
     end
+    out[i] = { ours and either(names) or p[1], p[2] }
   end
-  if fits then return c.rank_pattern, c.alpha_pattern end
-  local ranks, alphas = {}, {}
-  for _, path in ipairs(paths) do
-    for _, name in ipairs(names_in(which, path)) do
-      if sizes[path].rank ~= c.rank then ranks[#ranks + 1] = { regex.escape(name), sizes[path].rank } end
-      if sizes[path].alpha ~= c.alpha then alphas[#alphas + 1] = { regex.escape(name), sizes[path].alpha } end
+  return out
+end
+
+-- rank_pattern and alpha_pattern for all names of a dialect: as they are, or by that dialect's words, where
+-- that gives each module its own; else one entry a module.
+local function patterns_in(which, c, paths, sizes)
+  local function fits(settings)
+    for _, path in ipairs(paths) do
+      for _, name in ipairs(names_in(which, path)) do
+        local rank, alpha = match.sizes(settings, name)
+        if rank ~= sizes[path].rank or alpha ~= sizes[path].alpha then return false end
+      end
     end
+    return true
+  end
+  local function try(ranks, alphas)
+    return fits { rank = c.rank, alpha = c.alpha, rslora = c.rslora, rank_pattern = ranks, alpha_pattern = alphas }
+  end
+  local ranks, alphas = words_in(which, c.rank_pattern), words_in(which, c.alpha_pattern)
+  if try(ranks, alphas) then return ranks, alphas end
+  if try(c.rank_pattern, c.alpha_pattern) then return c.rank_pattern, c.alpha_pattern end
+  ranks, alphas = {}, {}
+  for _, path in ipairs(paths) do
+    local names = {}
+    for i, name in ipairs(names_in(which, path)) do names[i] = regex.escape(name) end
+    if sizes[path].rank ~= c.rank then ranks[#ranks + 1] = { either(names), sizes[path].rank } end
+    if sizes[path].alpha ~= c.alpha then alphas[#alphas + 1] = { either(names), sizes[path].alpha } end
   end
   return ranks, alphas
 end
@@ -118,8 +155,17 @@ local function for_unchanged_base(c, sizes, tensors)
   no_grad(function()
     for _, entry in ipairs(tensors) do
       local start = entry.start
-      if start and entry[2] == "lora_A.weight" then entry[3] = ops.cat({ entry[3]:detach(), start.a }, 1)
-      elseif start and entry[2] == "lora_B.weight" then entry[3] = ops.cat({ entry[3]:detach(), -start.b }, 2) end
+      local t = start and entry[3]:detach()
+      -- both are kept as matrices, and may be convolutions or tables
+      if start and entry[2]:find "_A" then
+        local shape = t.shape
+        shape[1] = start.a:size(1)
+        entry[3] = ops.cat({ t, start.a:reshape(shape) }, 1)
+      elseif start and entry[2]:find "_B" and t.ndim > 1 then
+        local shape = t.shape
+        shape[2] = start.b:size(2)
+        entry[3] = ops.cat({ t, (-start.b):reshape(shape) }, 2)
+      end
     end
   end)
   return new
@@ -140,11 +186,9 @@ of its run and holds nothing else. Base model: %s.
 `peft.load(model, directory)`.
 ]]
 
-M.names_in = names_in
-
 -- Settings for a dialect: targets, patterns, exclusions and modules saved whole by its names. paths: modules
--- that the adapter sits on, by our names; sizes: their rank and alpha.
-function M.translated(which, c, paths, sizes)
+-- that the adapter sits on, by our names; sizes: their rank and alpha; saved: paths of what it saves whole.
+function M.translated(which, c, paths, sizes, saved)
   local new = {}
   for key, v in pairs(getmetatable(c) and getmetatable(c).__index or c) do new[key] = v end
   for key, v in pairs(c) do new[key] = v end
@@ -154,10 +198,19 @@ function M.translated(which, c, paths, sizes)
   if c.modules_to_save then
     local set = {}
     for _, entry in ipairs(c.modules_to_save) do
-      local ours = dialect.older_words[entry] or dialect.ours(entry)
-      local newer = dialect.words[ours] or dialect.newer(ours) or ours
-      if which ~= "transformers5" then set[ours] = true end
-      if which ~= "transformers4" then set[newer] = true end
+      local renamed = false
+      for _, path in ipairs(saved) do
+        for _, name in ipairs(names_in("both", path)) do renamed = renamed or #names_in("both", path) > 1 and dialect.ends_with(name, entry) end
+      end
+      if renamed then
+        local ours = dialect.older_words[entry] or dialect.ours(entry)
+        if which ~= "transformers5" then set[ours] = true end
+        if which ~= "transformers4" then
+          for _, name in ipairs(dialect.words[ours] or dialect.newer_names(ours)) do set[name] = true end
+        end
+      else
+        set[entry] = true
+      end
     end
     new.modules_to_save = sorted(set)
   end
@@ -199,11 +252,13 @@ function M.save(model, dir, options)
 
   local state = {}
   for _, entry in ipairs(tensors) do
-    for _, name in ipairs(names_in(o.dialect, entry[1])) do
-      state[files.prefix .. name .. (name == "" and "" or ".") .. entry[2]] = entry[3]
-    end
+    M.put(state, o.dialect, entry[1], entry[2], entry[3])
   end
-  local written = M.translated(o.dialect, c, paths, sizes)
+  local saved = {}
+  for path, m in adapters.wrapped(holder) do
+    if m.type == "SavedModule" and m.modules_to_save[o.adapter] then saved[#saved + 1] = path end
+  end
+  local written = M.translated(o.dialect, c, paths, sizes, saved)
   local file = config.to_file(written, { base = o.base or record.base, revision = o.revision })
   if o.dialect == "transformers5" then file.peft_version = "0.21.2" end
 

@@ -17,7 +17,7 @@ function M.spectrum(model, options)
   local o = A.options(options, { adapter = record.order[1], values = false }, "peft.spectrum")
   local rows = {}
   for path, m in adapters.wrapped(holder) do
-    if m.type == "LoraLinear" and m.settings[o.adapter] then
+    if m.is_lora and m.settings[o.adapter] then
       rows[#rows + 1] = no_grad(function()
         return (scope(function()
           local delta = m:delta(o.adapter)
