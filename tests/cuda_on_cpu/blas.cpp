@@ -1,5 +1,7 @@
-// blas.cpp: products for the simulated GPU, by the definition, summed in double.
+// blas.cpp: products for the simulated GPU, by the definition, summed in double. WEFT_SIM_NO_BLAS=1: it
+// refuses them all, as cuBLASLt does now and then, and cuda/product.cu has to do without.
 #include "cuda/blas.h"
+#include <cstdlib>
 #include <vector>
 
 weft_status cuda_blas_open(cuda_device *d) {
@@ -27,7 +29,16 @@ template <class T> static void product(const cuda_gemm *g, const T *a, const T *
     }
 }
 
-weft_status cuda_product(const weft_call *call, const cuda_gemm *g) {
+weft_status cuda_blas_product(const weft_call *call, const cuda_gemm *g, bool *done) {
+    static const char *none = std::getenv("WEFT_SIM_NO_BLAS");
+    *done = !(none && *none == '1');
+    if (!*done) return WEFT_OK;
+    if (g->m < 1 || g->n < 1 || g->k < 1 || g->batch < 1 || g->batch > 65535 || g->m > 1 << 20)
+        sim::fail("a product of %lld x %lld x %lld, %lld times, is not for the library", (long long)g->m, (long long)g->n,
+                  (long long)g->k, (long long)g->batch);
+    if (g->lda < (g->trans_a ? g->m : g->k) || g->ldb < (g->trans_b ? g->k : g->n) || g->ldc < g->n)
+        sim::fail("rows of a product overlap: %lld, %lld, %lld", (long long)g->lda, (long long)g->ldb, (long long)g->ldc);
+    if ((uintptr_t)g->bias % 16) sim::fail("a product's bias is not aligned");
     device_of(call)->counters.launches++;
     if (sim::skip_arithmetic()) return WEFT_OK;
     return with_float(g->dtype, [&](auto tag) {
