@@ -1,0 +1,83 @@
+-- device_products_spec.lua: products, convolution and decompositions on the device under test
+-- (WEFT_TEST_DEVICE) give what the CPU gives: sizes that are no one's tile, operands that no library
+-- takes as they lie, gradients, and bfloat16 where the device computes in it.
+local weft = require "weft"
+local near = require("tests.support.near").near
+
+local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
+local rng = { key = 0x13198A2E03707344ULL, counter = 5ULL }
+
+local function randn(name, shape)
+  shape.rng, shape.dtype = weft.random.stream("device products " .. name, 2), "float64"
+  return weft.randn(shape)
+end
+
+-- fn(inputs) and its gradients by the inputs in `wanted`, in a dtype, on a device.
+local function run(fn, inputs, where, dtype, wanted)
+  local leaves, copies = {}, {}
+  for i, t in ipairs(inputs) do    -- leaves of bfloat16 layers are float32
+    leaves[i] = t:to(dtype == "float64" and dtype or "float32"):to(where):clone()
+    if wanted and wanted[i] then leaves[i]:requires_grad_() end
+    copies[i] = leaves[i]:to(dtype)
+  end
+  local y = fn(unpack(copies))
+  local out = { y }
+  if wanted then
+    local g = randn("gradient", y.shape):to(dtype):to(where)
+    y:backward { gradient = g }
+    for i, t in ipairs(leaves) do out[#out + 1] = wanted[i] and t.grad or nil end
+  end
+  return out
+end
+
+local function check(name, fn, inputs, wanted)
+  local want = run(fn, inputs, "cpu", "float64", wanted)
+  for dtype, tolerance in pairs { float64 = 1e-12, float32 = 2e-5, bfloat16 = 3e-2 } do
+    if dtype ~= "bfloat16" or device ~= "cpu" then
+      local got = run(fn, inputs, device, dtype, wanted)
+      for i, w in ipairs(want) do
+        assert.equal(i > 1 and dtype == "bfloat16" and "float32" or dtype, got[i].dtype)
+        near(got[i], w, tolerance, ("%s, %s, result %d"):format(name, dtype, i))
+      end
+    end
+  end
+end
+
+describe("on the device under test", function()
+  it("matmul takes heads that were permuted, shared sides and rows far apart", function()
+    check("heads", function(q, k)
+      return weft.matmul(q:transpose(2, 3), k:permute(1, 3, 4, 2))
+    end, { randn("q", { 3, 5, 2, 7 }), randn("k", { 3, 6, 2, 7 }) })
+    check("many leading dims", function(q, k)
+      return weft.matmul(q:transpose(2, 3), k:permute(1, 3, 4, 2))
+    end, { randn("q", { 9, 4, 12, 3 }), randn("k", { 9, 5, 12, 3 }) })
+    check("both sides repeated", function(a, b)
+      return weft.matmul(a:unsqueeze(2):expand(9, 10, 4, 3), b:unsqueeze(1):expand(9, 10, 3, 2))
+    end, { randn("a", { 9, 4, 3 }), randn("b", { 10, 3, 2 }) })
+    check("every other column", function(a, b)
+      return weft.matmul(a:unfold(2, 1, 2):select(3, 1), b:unfold(1, 1, 2):select(3, 1))
+    end, { randn("a", { 5, 8 }), randn("b", { 8, 3 }) })
+    check("one row of a wider matrix", function(a, b) return weft.matmul(a:narrow(1, 2, 1), b) end,
+      { randn("a", { 4, 7 }), randn("b", { 7, 3 }) })
+    check("a repeated row", function(a, b) return weft.matmul(a:expand(6, 7), b) end,
+      { randn("a", { 1, 7 }), randn("b", { 7, 3 }) })
+  end)
+
+  it("linear layers add a bias that lies anywhere", function()
+    check("linear", function(x, w, b) return weft.linear(x, w, b:narrow(1, 2, 33)) end,
+      { randn("x", { 3, 41, 17 }), randn("w", { 33, 17 }), randn("b", { 40 }) })
+  end)
+
+  it("LoRA layers have their gradients, all of them or some", function()
+    local inputs = { randn("x", { 2, 71, 40 }), randn("w", { 24, 40 }), randn("bias", { 24 }), randn("a", { 5, 40 }), randn("b", { 24, 5 }) }
+    for _, p in ipairs { 0, 0.3, 1 } do
+      local function layer(x, w, bias, a, b) return weft.lora_linear(x, w, bias, a, b, 0.5, p, rng) end
+      check("p = " .. p, layer, inputs, { true, true, true, true, true })
+      check("adapters, p = " .. p, layer, inputs, { false, false, false, true, true })
+      check("x, p = " .. p, layer, inputs, { true, false, false, false, false })
+    end
+    local odd = { randn("x", { 3, 7 }), randn("w", { 3, 7 }), randn("bias", { 3 }), randn("a", { 2, 7 }), randn("b", { 3, 2 }) }
+    check("odd sizes", function(x, w, bias, a, b) return weft.lora_linear(x, w, bias, a, b, 1, 0.5, rng) end, odd,
+      { true, true, true, true, true })
+  end)
+end)
