@@ -80,4 +80,31 @@ describe("on the device under test", function()
     check("odd sizes", function(x, w, bias, a, b) return weft.lora_linear(x, w, bias, a, b, 1, 0.5, rng) end, odd,
       { true, true, true, true, true })
   end)
+
+  it("convolutions have their gradients: groups, strides, padding, pictures that patches don't cover", function()
+    local function conv(...)
+      local rest = { ... }
+      return function(x, w) return weft.conv2d(x, w, nil, unpack(rest)) end
+    end
+    check("patches", conv(4, 4), { randn("x", { 5, 3, 13, 9 }), randn("w", { 6, 3, 4, 4 }) }, { true, true })
+    check("wide steps", conv(5, 6), { randn("x", { 2, 3, 13, 23 }), randn("w", { 6, 3, 4, 5 }) }, { true, true })
+    check("overlapping", conv(1, 1, 1, 1), { randn("x", { 9, 5, 7, 9 }), randn("w", { 6, 5, 3, 3 }) }, { true, true })
+    check("step 2", conv(2, 2, 1, 1), { randn("x", { 3, 4, 8, 7 }), randn("w", { 6, 4, 3, 3 }) }, { true, true })
+    check("two groups", conv(1, 2, 1, 0, 2), { randn("x", { 3, 6, 7, 7 }), randn("w", { 4, 3, 2, 3 }) }, { true, true })
+    check("by channel", conv(1, 1, 1, 1, 8), { randn("x", { 2, 8, 7, 7 }), randn("w", { 8, 1, 3, 3 }) }, { true, true })
+    check("points", conv(), { randn("x", { 2, 5, 3, 3 }), randn("w", { 7, 5, 1, 1 }) }, { true, true })
+    check("with a bias", function(x, w, b) return weft.conv2d(x, w, b, 4, 4) end,
+      { randn("x", { 5, 3, 16, 16 }), randn("w", { 6, 3, 4, 4 }), randn("b", { 6 }) })
+    check("with a bias, overlapping", function(x, w, b) return weft.conv2d(x, w, b, 1, 1, 1, 1, 2) end,
+      { randn("x", { 5, 4, 6, 5 }), randn("w", { 6, 2, 3, 3 }), randn("b", { 6 }) })
+  end)
+
+  it("pictures are resized, and gradients go the same way back", function()
+    local x = randn("x", { 2, 3, 9, 14 })
+    for name, size in pairs { larger = { 13, 31 }, smaller = { 4, 5 }, mixed = { 20, 3 }, one = { 1, 1 } } do
+      check(name, function(t) return weft.interpolate(t, size[1], size[2]) end, { x }, { true })
+      check(name .. ", antialiased", function(t) return weft.interpolate(t, size[1], size[2], 0, 0, true) end, { x }, { true })
+    end
+    check("given scales", function(t) return weft.interpolate(t, 12, 12, 0.5, 2, true) end, { x }, { true })
+  end)
 end)
