@@ -102,6 +102,17 @@ local function jsonl(root, file)
   return out, counts
 end
 
+-- Where COCO's own layout has the pictures of captions_NAME.json: beside the list, in NAME/ or images/,
+-- there or one folder above.
+local function coco_root(root, file, name)
+  local split = (file:match "([^/]+)%.json$" or ""):gsub("^captions_", "")
+  local above = root:match "^(.+)/[^/]*$" or root
+  for _, dir in ipairs { root, root .. "/" .. split, root .. "/images", above .. "/" .. split, above .. "/images", above } do
+    if files.exists(dir .. "/" .. name) then return dir end
+  end
+  return root
+end
+
 local function coco(root, file)
   local json = require "weft.io.json"
   local doc, message = json.read(file)
@@ -111,6 +122,7 @@ local function coco(root, file)
   end
   local names, out, counts = {}, {}, { without = 0, empty = 0, missing = 0 }
   for _, image in ipairs(doc.images) do names[image.id] = image.file_name end
+  if doc.images[1] and type(doc.images[1].file_name) == "string" then root = coco_root(root, file, doc.images[1].file_name) end
   for i, a in ipairs(doc.annotations) do
     local ok, why = add(out, counts, root, names[a.image_id], a.caption, ("%s: annotation %d"):format(file, i))
     if not ok then return nil, why end
@@ -118,22 +130,31 @@ local function coco(root, file)
   return out, counts
 end
 
----Finds what kind of data lies at root: "folder", "csv", "jsonl" or "coco", and its file.
+---Finds what kind of data lies at root, a folder or a list's file: "folder", "csv", "jsonl" or "coco", and its file.
 function M.recognise(root)
+  if not files.is_dir(root) then
+    local kind = ({ csv = "csv", jsonl = "jsonl", json = "coco" })[extension(root)]
+    return kind or "folder", kind and root
+  end
   for _, candidate in ipairs { { "csv", "captions.csv" }, { "jsonl", "captions.jsonl" }, { "coco", "captions.json" } } do
     if files.exists(root .. "/" .. candidate[2]) then return candidate[1], root .. "/" .. candidate[2] end
   end
   return "folder"
 end
 
----Captioned pictures below root: a list of { path, name, caption } and counts of what was left out.
----@param root string
+---Captioned pictures below root: a list of { path, name, caption }, counts of what was left out, and the kind.
+---@param root string  a folder, or a list's file
 ---@param kind? string  "folder", "csv", "jsonl", "coco" or "auto"
----@return table|nil pairs, table|string counts_or_message
+---@return table|nil pairs, table|string counts_or_message, string? kind
 function M.find(root, kind)
   if root == "" then return nil, "data.root is not set: pass data.root=FOLDER, a folder of pictures each with a .txt caption beside it" end
-  if not files.is_dir(root) then return nil, ("%s is not a folder; data.root names a folder of captioned pictures"):format(root) end
   local found, file = M.recognise(root)
+  if not files.is_dir(root) then
+    if not file or not files.exists(root) then
+      return nil, ("%s is not a folder; data.root names a folder of captioned pictures, or a .csv, .jsonl or .json list"):format(root)
+    end
+    root = root:match "^(.*)/[^/]*$" or "."
+  end
   if kind == nil or kind == "auto" then kind = found end
   local readers = { folder = folder, csv = csv, jsonl = jsonl, coco = coco }
   local reader = readers[kind]
@@ -145,7 +166,7 @@ function M.find(root, kind)
     return nil, ("no captioned pictures below %s (kind %s): %d pictures without a caption, %d captions whose picture is not there")
       :format(root, kind, counts.without, counts.missing)
   end
-  return list, counts
+  return list, counts, kind
 end
 
 return M

@@ -161,6 +161,21 @@ local function spread_wide(series)
   return low and high / low > 30
 end
 
+local SHOWN = { epoch = true, step = true, phase = true, lr = true, grad_norm = true, seconds = true, step_seconds = true, waited = true,
+  images = true, tokens = true, itm_acc = true, itm_majority = true, tau = true, queue = true, itc_negatives = true }
+
+-- What else a model logs, where it moves.
+local function others(runs)
+  local out = {}
+  for _, key in ipairs(runs_of.keys(runs, "^[%a_]")) do
+    if not SHOWN[key] and not key:find "^loss_" and not key:find "^lr_" and not key:find "^prior_" and #out < 12 then
+      local low, high = axes.range { select(2, runs_of.series(runs[1], key)) }
+      if low and high > low then out[#out + 1] = key end
+    end
+  end
+  return out
+end
+
 function M.training(runs)
   local out = {}
   local rates = runs_of.keys(runs, "^lr_")
@@ -192,6 +207,7 @@ function M.training(runs)
   end })
   out[#out + 1] = panel(runs, "matching right in training", "itm_acc", { smooth = true, note = "share of pairs" })
   out[#out + 1] = panel(runs, "temperature", "tau")
+  for _, key in ipairs(others(runs)) do out[#out + 1] = panel(runs, key, key) end
   if #out == 0 then return nil end
   return { #runs > 1 and chart.legend(M.names(runs)), el("div", { class = "charts" }, out) }
 end

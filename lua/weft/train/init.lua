@@ -6,12 +6,20 @@ local M = {}
 ---Declares a recipe: `weft train FILE.lua` runs what the file returns.
 ---@param spec table  config (weft.config), model (a module class, called with the config and the data),
 ---  data (function of the config), phases, evaluate (list), name, metric (the figure that an ablation
----  compares), after_warmup (keys of the config that change nothing before the first phase ends)
+---  compares), after_warmup (keys of the config that change nothing before the first phase ends), schedule
+---  (function of the step from 0, the number of steps and a group's name: the factor of the group's rate)
 function M.recipe(spec)
   local o = A.options(spec, { config = A.required, model = A.required, data = A.required, phases = A.required,
-    evaluate = {}, name = A.none, heads = {}, finish = A.none, after_warmup = {}, metric = A.none }, "recipe")
+    evaluate = {}, name = A.none, heads = {}, finish = A.none, after_warmup = {}, metric = A.none, schedule = A.none }, "recipe")
   o.is_recipe = true
   return o
+end
+
+-- Where the recipes that came with weft lie: in a checkout, or installed.
+local function recipes_place()
+  local installed = package.searchpath("weft.recipes.vision_language", package.path)
+  local here = debug.getinfo(1, "S").source:match "^@(.*)lua/weft/train/init%.lua$"
+  return (installed and installed:match "^(.*)/[^/]*$" or (here or "") .. "recipes") .. "/?.lua"
 end
 
 -- The recipes that came with weft are found from anywhere, by the path that they have in a checkout.
@@ -22,7 +30,7 @@ local function shipped(path)
     return path
   end
   local name = path:match "^recipes/([%w_]+)%.lua$"
-  return name and package.searchpath("weft.recipes." .. name, package.path) or path
+  return name and package.searchpath(name, recipes_place()) or path
 end
 
 ---Reads a recipe file, its config changed by overrides such as "lora.rank=8".
@@ -34,9 +42,11 @@ function M.load_recipe(path, overrides, values)
   path = shipped(path)
   local chunk, message = loadfile(path)
   if not chunk then A.raise("recipe: %s", message) end
-  -- a recipe may require what lies beside it
+  -- a recipe may require what lies beside it, and the parts that came with weft
   local beside = (path:match "^(.*)/[^/]*$" or ".") .. "/?.lua"
   if not package.path:find(beside, 1, true) then package.path = beside .. ";" .. package.path end
+  local came_with = recipes_place()
+  if not package.path:find(came_with, 1, true) then package.path = package.path .. ";" .. came_with end
   local config = require "weft.config"
   config.set_next(overrides or {}, values)
   local recipe = chunk()

@@ -78,13 +78,22 @@ local function gradients(self)
   return grads
 end
 
+-- Of a group's base rate at this step: the recipe's own schedule, or the one of phases.lua.
+local function factor(self, group)
+  local own = self.recipe.schedule
+  if not own then return (phases.rate(self.plan, self.options, self.step, group)) end
+  local value = own(self.step, self.options.steps_per_epoch * self.options.epochs, group)
+  if type(value) ~= "number" or not (value >= 0) then A.raise("recipe: schedule: a factor from 0 is expected, got %s", tostring(value)) end
+  return value
+end
+
 ---Clips and moves, or skips the step when something is not finite: nothing has moved then.
 function M:optimizer_step()
   local o = self.options
   local weft = require "weft"
   local rates = {}
   for i, group in ipairs(self.optimizer.groups) do
-    rates[i] = group.base_lr * phases.rate(self.plan, o, self.step, group.name)
+    rates[i] = group.base_lr * factor(self, group.name)
   end
   self.rates = rates
   self.norm = scope(autograd.no_grad, function()
