@@ -51,9 +51,13 @@ void *to_device(void *host);           // marks what the allocator gave
 void *to_host(const void *device, const char *who);   // checks and unmarks; NULL stays
 bool skip_arithmetic();                // the dry mode: launches are counted, kernels are not run
 
+void touched(const void *host);        // a block that the next launch may write
 struct unmark {
     const char *kernel;
-    template <class T> void operator()(T *&p) const { p = (T *)to_host((const void *)p, kernel); }
+    template <class T> void operator()(T *&p) const {
+        p = (T *)to_host((const void *)p, kernel);
+        touched(p);
+    }
 };
 template <class T, class = void> struct has_visit : std::false_type {};
 template <class T> struct has_visit<T, std::void_t<decltype(std::declval<T &>().visit(std::declval<unmark &>()))>> : std::true_type {};
