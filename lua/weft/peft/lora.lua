@@ -85,8 +85,8 @@ function M.saved_paths(model, c, names_of)
   return paths
 end
 
----Puts a LoRA adapter on the Linear, Conv2d and Embedding modules that `targets` means, and freezes
----everything else.
+---Puts a LoRA adapter on the modules that `targets` means (Linear, Conv2d, Embedding), and
+---freezes everything else.
 ---A first adapter is active at once; a further one trains, and is used once peft.activate names it.
 ---
 ---targets: names of modules (a module is meant whose path is the name or ends in "." .. name), a regular
