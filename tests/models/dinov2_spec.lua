@@ -190,10 +190,10 @@ describe("dinov2", function()
     ffi.cdef "int setenv(const char *name, const char *value, int overwrite);"
     local home, old = os.tmpname(), os.getenv "HF_HOME"
     os.remove(home)
-    local snapshot = home .. "/hub/models--someone--tiny/snapshots/abc"
+    local snapshot = home .. "/hub/models--someone--tiny/snapshots/abc123"
     os.execute(("mkdir -p %s %s/hub/models--someone--tiny/refs && cp tests/golden/dinov2_mlp/*.* %s/"):format(snapshot, home, snapshot))
     local f = assert(io.open(home .. "/hub/models--someone--tiny/refs/main", "w"))
-    f:write "abc"
+    f:write "abc123"
     f:close()
     ffi.C.setenv("HF_HOME", home, 1)
     local model = dinov2.from_pretrained "someone/tiny"
@@ -202,7 +202,7 @@ describe("dinov2", function()
     os.execute("rm -r " .. home)
     assert.equal(48, model.config.hidden_size)
     assert.is_false(ok)
-    assert.matches("no config.json in someone/else, nor in .*models%-%-someone%-%-else", message)
+    assert.matches("no directory someone/else, and it is not in .*models%-%-someone%-%-else; this downloads it:\n  weft fetch someone/else", message)
   end)
 
   it("says which tensors do not fit, and changes nothing", function()

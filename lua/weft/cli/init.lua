@@ -14,7 +14,7 @@ local M = {}
 M.OK, M.ERROR, M.USAGE, M.STOPPED = 0, 1, 2, 75
 
 -- In the order in which help lists them; those whose module is not installed are left out.
-local order = { "new", "train", "ablate", "eval", "caption", "features", "inspect", "export", "adapter", "report",
+local order = { "new", "train", "ablate", "eval", "caption", "features", "fetch", "inspect", "export", "adapter", "report",
   "run", "repl", "doctor", "help" }
 
 local function installed(verb)

@@ -4,7 +4,7 @@ local args = require "weft.args"
 local M = {}
 
 local parts = { json = true, safetensors = true, tokenizer = true, image = true, loader = true,
-  preprocess = true }
+  preprocess = true, hub = true, fetch = true }
 
 local function ending(path, where)
   if type(path) ~= "string" then

@@ -9,6 +9,7 @@ local configs = require "weft.models.dinov2_config"
 local keys = require "weft.models.dinov2_keys"
 local pos_interp = require "weft.models.pos_interp"
 local weights = require "weft.models.weights"
+local hub = require "weft.io.hub"
 local disk = require "weft.files"
 local create = require("weft.tensor").create
 local weft_version_of = require("weft.core").lib.weft_version_of
@@ -260,21 +261,12 @@ function Dinov2:load(state) return self:load_state_dict(with_mask_token(self, (k
 -- A directory, or the name of a model in Hugging Face's local cache.
 local function find_directory(name)
   weights.check_path(name)
-  local function exists(path) return disk.exists(path .. "/config.json") and path end
-  if exists(name) then return name end
-  local function variable(key)
-    local v = os.getenv(key)
-    return v ~= "" and v or nil
-  end
-  local hub = variable "HF_HUB_CACHE" or variable "HUGGINGFACE_HUB_CACHE"
-    or (variable "HF_HOME" or (os.getenv "HOME" or "") .. "/.cache/huggingface") .. "/hub"
-  local cached = ("%s/models--%s"):format(hub, (name:gsub("/", "--")))
-  local ref = io.open(cached .. "/refs/main", "rb")
-  local snapshot = ref and ref:read "*l"
-  if ref then ref:close() end
-  local path = snapshot and exists(cached .. "/snapshots/" .. snapshot:match "^%s*(.-)%s*$")
-  if path then return path end
-  return nil, ("dinov2: no config.json in %s, nor in %s"):format(name, cached)
+  if disk.exists(name .. "/config.json") then return name end
+  local cached = hub.find(name)
+  if cached and disk.exists(cached .. "/config.json") then return cached end
+  if disk.is_dir(name) then return nil, ("dinov2: %s: there is no config.json in this directory"):format(name) end
+  if not hub.is_name(name) then return nil, ("dinov2: %s: there is no such directory"):format(name) end
+  return nil, ("dinov2: there is no directory %s, and it is not in %s; this downloads it:\n  weft fetch %s"):format(name, hub.folder(name), name)
 end
 
 local M = { sizes = configs.sizes, keys = keys, Dinov2 = Dinov2 }
