@@ -68,9 +68,18 @@ static weft_status complaints(cuda_device *d) {
     case FAULT_DIVISION:
         return weft_fail(WEFT_EINVAL, "%s: integer division by zero: b holds a 0; put another value there or divide "
                          "in a float dtype, on %s", op, d->name);
+    case FAULT_FINITE:
+        return weft_fail(WEFT_EINVAL, "%s: NaN or infinity in the %s input, position %lld, on %s", op,
+                         f.low == 0 ? "first" : "second", (long long)f.value + 1, d->name);
     case FAULT_SINGULAR:
-        return weft_fail(WEFT_EINVAL, "%s: matrix %lld of the batch is singular or not positive definite, on %s", op,
-                         (long long)f.value + 1, d->name);
+        return weft_fail(WEFT_EINVAL, "%s: matrix %lld is singular (pivot %lld is 0), on %s", op, (long long)f.value,
+                         (long long)f.low, d->name);
+    case FAULT_INDEFINITE:
+        return weft_fail(WEFT_EINVAL, "%s: matrix %lld is not positive definite (its leading %lld rows and columns are "
+                         "not); add a little to its diagonal, on %s", op, (long long)f.value, (long long)f.low, d->name);
+    case FAULT_CONVERGENCE:
+        return weft_fail(WEFT_EINVAL, "%s: matrix %lld: the singular values did not converge, on %s", op,
+                         (long long)f.value, d->name);
     }
     return weft_fail(WEFT_EINVAL, "%s: fault %d on %s", op, f.what, d->name);
 }

@@ -4,6 +4,16 @@ local ffi = require "ffi"
 local weft = require "weft"
 
 local rng = weft.random.stream("linalg spec", 1)
+local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
+
+-- What a decomposition gives on the device under test, brought back.
+local function there(decompose, ...)
+  local inputs = { ... }
+  for i, t in ipairs(inputs) do inputs[i] = t:to(device) end
+  local results = { decompose(unpack(inputs)) }
+  for i, t in ipairs(results) do results[i] = t:to "cpu" end
+  return unpack(results)
+end
 
 local function largest(t) return t:numel() == 0 and 0 or t:abs():max():item() end
 local function difference(a, b) return largest((a - b):reshape(-1):unsqueeze(1)) end
@@ -19,6 +29,9 @@ local function matrices()
     ["of rank 2"] = low, ["of rank 2, wide"] = mt(low):contiguous(),
     zero = weft.zeros { 4, 3, dtype = "float64" },
     huge = weft.randn { 4, 3, dtype = "float64", rng = rng } * 1e150,
+    tiny = weft.randn { 3, 4, dtype = "float64", rng = rng } * 1e-200,
+    ["of equal rows"] = weft.ones { 5, 5, dtype = "float64" },
+    ["of unequal columns"] = weft.randn { 8, 3, dtype = "float64", rng = rng } * weft.tensor({ 1, 1e-9, 1e-14 }, { dtype = "float64" }),
   }
 end
 
@@ -32,7 +45,7 @@ end
 describe("matrix factors", function()
   it("of svd multiply back, are orthonormal and fall", function()
     for name, x in pairs(matrices()) do
-      local u, s, vh = weft.svd(x)
+      local u, s, vh = there(weft.svd, x)
       local back = weft.matmul(u * s:unsqueeze(-2), vh)
       local scale = math.max(largest(x:reshape(-1)), 1e-300)
       assert(difference(back / scale, x / scale) < 1e-12, name)
@@ -47,7 +60,7 @@ describe("matrix factors", function()
 
   it("of qr multiply back, with r upper and its diagonal not negative", function()
     for name, x in pairs(matrices()) do
-      local q, r = weft.qr(x)
+      local q, r = there(weft.qr, x)
       local scale = math.max(largest(x:reshape(-1)), 1e-300)
       assert(difference(weft.matmul(q, r) / scale, x / scale) < 1e-12, name)
       assert_orthonormal(q, name)
@@ -79,12 +92,12 @@ describe("matrix factors", function()
 
   it("name the matrix of a batch that can't be factored or solved", function()
     local good = { { 2, 1 }, { 1, 2 } }
-    assert.error_matches(function() weft.cholesky(weft.tensor { good, { { 1, 2 }, { 2, 1 } } }) end,
+    assert.error_matches(function() there(weft.cholesky, weft.tensor { good, { { 1, 2 }, { 2, 1 } }, { { -1, 0 }, { 0, 1 } } }) end,
       "matrix 1 is not positive definite %(its leading 2 rows")
     assert.error_matches(function()
-      weft.solve(weft.tensor { good, { { 1, 2 }, { 2, 4 } } }, weft.ones { 2, 2, 1 })
+      there(weft.solve, weft.tensor { good, { { 1, 2 }, { 2, 4 } } }, weft.ones { 2, 2, 1 })
     end, "matrix 1 is singular %(pivot 2 is 0%)")
-    assert.error_matches(function() weft.svd(weft.tensor { { 1, 0 / 0 } }) end,
+    assert.error_matches(function() there(weft.svd, weft.tensor { { 1, 0 / 0 } }) end,
       "NaN or infinity .* position 2")
   end)
 end)
