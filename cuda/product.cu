@@ -1,6 +1,7 @@
 // product.cu: cuda_product. Products that are empty or beyond a library's limits, and a plain kernel
 // for those that it has no algorithm for.
 #include "cuda/blas.h"
+#include "cuda/copy.h"
 
 #define TILE 64
 #define DEPTH 16
@@ -76,10 +77,36 @@ static const void *moved(const void *p, int64_t elements, int64_t size) {
     return static_cast<const char *>(p) + elements * size;
 }
 
+// The bias in every row of C
+static weft_status spread_bias(const weft_call *call, const cuda_gemm *g) {
+    const int64_t shape[3] = { g->batch, g->m, g->n }, strides[3] = { g->stride_c, g->ldc, 1 };
+    weft_view c = {}, bias = {};
+    c.dtype = bias.dtype = g->dtype;
+    c.ndim = bias.ndim = 3;
+    c.numel = bias.numel = g->batch * g->m * g->n;
+    for (int d = 0; d < 3; d++) {
+        c.shape[d] = bias.shape[d] = shape[d];
+        c.stride[d] = strides[d];
+    }
+    bias.stride[2] = 1;
+    c.data = g->c;
+    bias.data = const_cast<void *>(g->bias);
+    return cuda_copy(call, &c, &bias);
+}
+
 static weft_status within_limits(const weft_call *call, const cuda_gemm *g) {
     bool done = false;
-    if (g->k > 0) TRY(cuda_blas_product(call, g, &done));
-    return done ? WEFT_OK : plain(call, g);
+    if (g->k == 0) return plain(call, g);
+    TRY(cuda_blas_product(call, g, &done));
+    if (done) return WEFT_OK;
+    if (g->bias && g->beta == 0) {      // libraries know fewer products with a bias than without
+        cuda_gemm onto = *g;
+        TRY(spread_bias(call, g));
+        onto.bias = nullptr;
+        onto.beta = 1;
+        return within_limits(call, &onto);
+    }
+    return plain(call, g);
 }
 
 static weft_status in_pieces(const weft_call *call, const cuda_gemm *g) {

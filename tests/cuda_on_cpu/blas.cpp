@@ -1,7 +1,9 @@
-// blas.cpp: products for the simulated GPU, by the definition, summed in double. WEFT_SIM_NO_BLAS=1: it
-// refuses them all, as cuBLASLt does now and then, and cuda/product.cu has to do without.
+// blas.cpp: products for the simulated GPU, by the definition, summed in double. WEFT_SIM_REFUSE=all
+// (or =bias): it takes none of them (none with a bias), as happens with cuBLASLt, and cuda/product.cu
+// has to do without.
 #include "cuda/blas.h"
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 weft_status cuda_blas_open(cuda_device *d) {
@@ -30,8 +32,8 @@ template <class T> static void product(const cuda_gemm *g, const T *a, const T *
 }
 
 weft_status cuda_blas_product(const weft_call *call, const cuda_gemm *g, bool *done) {
-    static const char *none = std::getenv("WEFT_SIM_NO_BLAS");
-    *done = !(none && *none == '1');
+    const char *refuse = std::getenv("WEFT_SIM_REFUSE");
+    *done = !(refuse && (!std::strcmp(refuse, "all") || (!std::strcmp(refuse, "bias") && g->bias)));
     if (!*done) return WEFT_OK;
     if (g->m < 1 || g->n < 1 || g->k < 1 || g->batch < 1 || g->batch > 65535 || g->m > 1 << 20)
         sim::fail("a product of %lld x %lld x %lld, %lld times, is not for the library", (long long)g->m, (long long)g->n,

@@ -1,6 +1,7 @@
 -- device_products_spec.lua: products, convolution and decompositions on the device under test
 -- (WEFT_TEST_DEVICE) give what the CPU gives: sizes that are no one's tile, operands that no library
 -- takes as they lie, gradients, and bfloat16 where the device computes in it.
+local ffi = require "ffi"
 local weft = require "weft"
 local near = require("tests.support.near").near
 
@@ -67,6 +68,25 @@ describe("on the device under test", function()
     check("linear", function(x, w, b) return weft.linear(x, w, b:narrow(1, 2, 33)) end,
       { randn("x", { 3, 41, 17 }), randn("w", { 33, 17 }), randn("b", { 40 }) })
   end)
+
+  if device == "cuda-sim" then
+    it("products are right where the library has no algorithm for them", function()
+      ffi.cdef "int setenv(const char *name, const char *value, int overwrite); int unsetenv(const char *name);"
+      for _, what in ipairs { "all", "bias" } do
+        ffi.C.setenv("WEFT_SIM_REFUSE", what, 1)
+        local ok, message = pcall(function()
+          check("linear, " .. what, function(x, w, b) return weft.linear(x, w, b) end,
+            { randn("x", { 3, 41, 17 }), randn("w", { 70, 17 }), randn("b", { 70 }) })
+          check("both sides turned, " .. what, function(a, b) return weft.matmul(a:transpose(2, 3), b:transpose(1, 2)) end,
+            { randn("a", { 3, 35, 66 }), randn("b", { 65, 35 }) })
+          check("adapters, " .. what, function(x, w, a, b) return weft.lora_linear(x, w, nil, a, b, 2) end,
+            { randn("x", { 9, 18 }), randn("w", { 7, 18 }), randn("a", { 3, 18 }), randn("b", { 7, 3 }) }, { true, true, true, true })
+        end)
+        ffi.C.unsetenv "WEFT_SIM_REFUSE"
+        assert(ok, message)
+      end
+    end)
+  end
 
   it("LoRA layers have their gradients, all of them or some", function()
     local inputs = { randn("x", { 2, 71, 40 }), randn("w", { 24, 40 }), randn("bias", { 24 }), randn("a", { 5, 40 }), randn("b", { 24, 5 }) }
