@@ -57,9 +57,14 @@ static weft_status complaints(cuda_device *d) {
     memset(d->fault_here, 0, sizeof f);
     const char *op = cuda_host->op_name(f.op);
     switch (f.what) {
-    case FAULT_INDEX:
-        return weft_fail(WEFT_EINVAL, "%s: index %lld outside %lld..%lld, on %s", op, (long long)f.value,
-                         (long long)f.low, (long long)f.high, d->name);
+    case FAULT_INDEX: {
+        const char *what = f.op == OP_embedding || f.op == OP_embedding_backward ? "id" : "index";
+        if (f.high < f.low)
+            return weft_fail(WEFT_EINVAL, "%s: %s %lld, position %lld: there is nothing to choose from, on %s", op, what,
+                             (long long)f.value, (long long)f.position + 1, d->name);
+        return weft_fail(WEFT_EINVAL, "%s: %s %lld outside %lld..%lld, position %lld, on %s", op, what,
+                         (long long)f.value, (long long)f.low, (long long)f.high, (long long)f.position + 1, d->name);
+    }
     case FAULT_PROBABILITY:
         return weft_fail(WEFT_EINVAL, "%s: probability %g outside 0..1, on %s", op, f.value, d->name);
     case FAULT_WEIGHT:

@@ -106,17 +106,19 @@ enum cuda_complaint {
 struct cuda_fault {
     int32_t what, op;
     double value, low, high;
+    int64_t position;       // of what was complained of, from 0
 };
 struct fault_sink {     // pass it to a kernel by value
     cuda_fault *at;
     int32_t op;
     template <class V> void visit(V &v) { v(at); }
-    DEVICE void complain(int what, double value, double low, double high) const {
+    DEVICE void complain(int what, double value, double low, double high, int64_t position = 0) const {
         if (atomicCAS(&at->what, 0, what) != 0) return;
         at->op = op;
         at->value = value;
         at->low = low;
         at->high = high;
+        at->position = position;
     }
 };
 static inline fault_sink faults(const weft_call *call, int op) {

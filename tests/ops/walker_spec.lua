@@ -234,7 +234,9 @@ describe("the operator table", function()
             for k, case in ipairs(walker.cases(e, "refuses")) do
               local ok, message = pcall(walker.call, row, case.inputs, case.attrs, row.count)
               assert(not ok, ("%s refusal %d was accepted"):format(name, k))
-              assert.matches(case.message, tostring(message))
+              -- a GPU tells of one of the offenders, not always of the first
+              local pattern = device == "cpu" and case.message or case.message:gsub("position 1", "position %%d+")
+              assert.matches(pattern, tostring(message))
             end
           end)
         end
