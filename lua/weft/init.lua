@@ -66,7 +66,8 @@ function M.threads(n)
 end
 
 local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", save = "weft.io", open = "weft.train",
-  ablate = "weft.ablate", trace = "weft.trace" }
+  ablate = "weft.ablate", trace = "weft.trace", show = "weft.show", plot = "weft.plot", capture = "weft.probe.capture", flow = "weft.probe.flow",
+  attention = "weft.probe.attention", compare = "weft.probe.compare", nearest = "weft.probe.nearest" }
 
 return setmetatable(M, {
   __index = function(t, key)

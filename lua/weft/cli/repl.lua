@@ -2,12 +2,13 @@
 -- hooks never fire in compiled loops.
 local M = {
   summary = "the prompt: evaluates and prints; Ctrl-C stops a line",
-  usage = "[--plain]",
-  about = "The value of an expression is printed; ; at the end silences it; _ is the last value.\n"
+  usage = "[RUN | RECIPE] [key.sub=value ...] [--plain]",
+  about = "With a run or a recipe, run, model, data, config and batch are at hand; look() says what can be asked.\n"
+    .. "Nothing that is done there changes the run's folder. The value of an expression is printed; ; at the end silences it; _ is the last value.\n"
     .. "?NAME explains an operator or a function. An unfinished line goes on in the next. Tab completes names.\n"
     .. "From a pipe, lines are run without banner or prompt; the exit code is 1 if one failed.",
   options = { { "plain", "read lines without editing them" } },
-  examples = { "weft", "echo 'weft.ones{2, 3}:sum()' | weft repl" },
+  examples = { "weft", "weft repl runs/quickstart/2026-11-23-run", "echo 'weft.ones{2, 3}:sum()' | weft repl" },
 }
 
 local SLOW = 1.0 -- seconds from which a line's time is shown
@@ -140,7 +141,53 @@ function M.clock()
   return tonumber(t.sec) + tonumber(t.nsec) * 1e-9
 end
 
+local LOOK = [[
+at hand: run, model, data, config, batch (a few held-out pictures)
+  model                                            the tree of modules
+  weft.trace(model, batch)                         every module: shape, time, memory, mean, spread, NaN
+  weft.capture(run, "vision.encoder.layer.*", batch)  what modules made; { gradients = true } at the end: gradients too
+  weft.flow(run, batch)                            gradient by part of the model
+  weft.attention(run, "dog.jpg", { over = true })  where the encoder looks; weft.show draws it
+  weft.peft.spectrum(model, { values = true })     each adapter's change beside its base weight
+  weft.peft.scale(model, 0.5);                     strength of the adapters; peft.activate switches, peft.disable runs without
+  weft.compare(run, batch)                         what the adapters change, module by module
+  weft.nearest(run, "dog.jpg", 5)                  nearest captions; of a text: nearest pictures
+  step(10)                                         train a little, by hand
+  reload()                                         the edited recipe, with the weights as they are
+  weft.show(x)  weft.plot(x)                       pictures and numbers, drawn
+]]
+
+-- Puts a run, and what belongs to it, at the session's hand.
+local function hand(session, path, overrides)
+  local by_hand, env = require "weft.probe.hand", session.env
+  local function take(run)
+    env.run, env.model, env.data, env.config = run, run.model, run.data, run.config
+    local ok, batch = pcall(by_hand.batch, run)
+    env.batch = ok and batch or nil
+  end
+  local run, note = by_hand.open(path, overrides)
+  take(run)
+  function env.look() session.out(LOOK) end
+  function env.step(n) return (by_hand.step(env.run, n)) end
+  function env.reload(...)
+    local new, text = by_hand.reload(env.run, { ... })
+    take(new)
+    session.out(text .. "\n")
+  end
+  if note then session.err(note .. "\n") end
+  if session.interactive then
+    session.out(("%s at step %d: run, model, data, config and batch are at hand; look() says what can be asked\n"):format(path, run.step))
+  end
+end
+
 function M.run(args)
+  local path, overrides = nil, {}
+  for _, word in ipairs(args) do
+    if word:find("=", 1, true) then overrides[#overrides + 1] = word
+    elseif path then error({ usage = ("one run or recipe is expected, got %s and %s"):format(path, word) }, 0)
+    else path = word end
+  end
+  if #overrides > 0 and not path then error({ usage = overrides[1] .. " goes with a run or a recipe" }, 0) end
   local core = require "weft.core"
   local lines = require "weft.cli.line"
   local interactive = lines.interactive()
@@ -157,6 +204,7 @@ function M.run(args)
     io.write(("weft %s  %s, %d threads   ?NAME explains, Ctrl-D ends\n"):format(core.version,
       require("ffi").string(core.lib.weft_cpu_path()), core.lib.weft_threads()))
   end
+  if path then hand(session, path, overrides) end
   local read = lines.reader {
     interactive = interactive,
     plain = args.plain,
