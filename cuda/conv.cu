@@ -2,7 +2,8 @@
 // laid out as a matrix in scratch memory, a place (a picture's position) one way, a tap (group,
 // channel, row and column of the kernel) the other; a bias is one more tap, whose input is 1.
 #include "cuda/blas.h"
-#include "cuda/copy.h"
+#include "cuda/calls.h"
+#include "cuda/each.h"
 
 #ifndef WEFT_CONV_CHUNK
 #define WEFT_CONV_CHUNK (256 << 20) // bytes of windows at a time, a picture's at the least

@@ -2,12 +2,12 @@
 // gradients. Products are cuda_product's. Dropout's mask is drawn where it is applied, as the CPU
 // draws it; its factor 1 / (1 - p) goes into the products, which costs nothing and no rounding.
 #include "cuda/blas.h"
+#include "cuda/calls.h"
 #include "cuda/each.h"
 #define WEFT_FN static __host__ __device__ inline
 #include "tensor/random.h"
 
 #define GROUP 8             // elements a thread masks at a time: two draws
-#define SUM_ROWS 8          // rows of threads that sum columns
 
 enum { NEED_DX = 1, NEED_DW = 2, NEED_DBIAS = 4, NEED_DA = 8, NEED_DB = 16 };
 
@@ -66,62 +66,6 @@ static weft_status apply_mask(const weft_call *call, const dropout *d, int dtype
     const bool aligned = ((uintptr_t)x | (uintptr_t)dropped | (uintptr_t)dx) % 16 == 0;
     return with_float(dtype, [&](auto tag) {
         return LAUNCH(call, mask_kernel<TYPE_OF(tag)>, blocks_for(ceil_div(n, GROUP), 256), 256, 0, m, aligned);
-    });
-}
-
-// --- sums of columns, in two steps: runs of rows, then the runs
-template <class T, int VEC>
-__global__ void __launch_bounds__(256) column_runs_kernel(const T *x, int64_t rows, int64_t columns, int64_t run, wide_t<T> *part) {
-    typedef wide_t<T> W;
-    SHARED(W, lines, [SUM_ROWS][32 * VEC]);
-    const int lane = (int)threadIdx.x & 31, line = (int)threadIdx.x >> 5;
-    const int64_t column = ((int64_t)blockIdx.x * 32 + lane) * VEC;
-    const int64_t begin = blockIdx.y * run, end = begin + run < rows ? begin + run : rows;
-    W sum[VEC];
-    for (int j = 0; j < VEC; j++) sum[j] = 0;
-    if (column < columns)
-        for (int64_t i = begin + line; i < end; i += SUM_ROWS) {
-            const pack<T, VEC> v = *reinterpret_cast<const pack<T, VEC> *>(x + i * columns + column);
-            for (int j = 0; j < VEC; j++) sum[j] += widen<T>(v.v[j]);
-        }
-    for (int j = 0; j < VEC; j++) lines[line][j * 32 + lane] = sum[j];
-    __syncthreads();
-    if (line > 0 || column >= columns) return;
-    for (int j = 0; j < VEC; j++) {
-        W total = lines[0][j * 32 + lane];
-        for (int l = 1; l < SUM_ROWS; l++) total += lines[l][j * 32 + lane];
-        part[blockIdx.y * columns + column + j] = total;
-    }
-}
-
-template <class T> __global__ void __launch_bounds__(256) column_totals_kernel(const wide_t<T> *part, int64_t runs, int64_t columns, T *y) {
-    for (int64_t j = THREAD_INDEX; j < columns; j += THREAD_COUNT) {
-        double total = 0;
-        for (int64_t i = 0; i < runs; i++) total += (double)part[i * columns + j];
-        y[j] = narrow<T>((wide_t<T>)total);
-    }
-}
-
-static weft_status sum_columns(const weft_call *call, const weft_view *x, int64_t rows, const weft_view *y) {
-    const int64_t columns = y->numel;
-    if (columns == 0) return WEFT_OK;
-    if (rows == 0) return call->backend->fill(call->backend, y, 0);
-    const int64_t run = rows > 64 * 256 ? ceil_div(rows, 256) : 64, runs = ceil_div(rows, run);
-    return with_float(x->dtype, [&](auto tag) -> weft_status {
-        using T = TYPE_OF(tag);
-        constexpr int VEC = 16 / sizeof(T);
-        const T *from = static_cast<const T *>(x->data);
-        scratch part(call, runs * columns * (int64_t)sizeof(wide_t<T>));
-        if (!part.data) return WEFT_ENOMEM;
-        wide_t<T> *sums = part.as<wide_t<T>>();
-        if (columns % VEC == 0 && (uintptr_t)from % 16 == 0)
-            TRY(LAUNCH(call, (column_runs_kernel<T, VEC>), dim3((unsigned)ceil_div(columns, 32 * VEC), (unsigned)runs),
-                       256, 0, from, rows, columns, run, sums));
-        else
-            TRY(LAUNCH(call, (column_runs_kernel<T, 1>), dim3((unsigned)ceil_div(columns, 32), (unsigned)runs), 256, 0,
-                       from, rows, columns, run, sums));
-        return LAUNCH(call, column_totals_kernel<T>, blocks_for(columns, 256), 256, 0, sums, runs, columns,
-                      static_cast<T *>(y->data));
     });
 }
 
@@ -184,6 +128,6 @@ CUDA_KERNEL(lora_linear_backward) {
     }
     if (needs & NEED_DW) TRY(product(call, dtype, { out, in, rows }, 1, dy->data, true, x->data, false, 0, call->out[1]->data));
     if (needs & NEED_DB) TRY(product(call, dtype, { out, r, rows }, scale, dy->data, true, h->data, false, 0, call->out[4]->data));
-    if (needs & NEED_DBIAS) TRY(sum_columns(call, dy, rows, call->out[2]));
+    if (needs & NEED_DBIAS) TRY(cuda_sum_rows(call, call->out[2], dy));
     return WEFT_OK;
 }

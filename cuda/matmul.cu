@@ -1,6 +1,6 @@
 // matmul.cu: matrix products of strided, broadcast operands, and linear layers, over cuda_product.
 #include "cuda/blas.h"
-#include "cuda/copy.h"
+#include "cuda/calls.h"
 #include <optional>
 
 #define MANY 8  // calls of the provider that are dearer than copies that let one call do

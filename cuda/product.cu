@@ -1,7 +1,7 @@
 // product.cu: cuda_product. Products that are empty or beyond a library's limits, and a plain kernel
 // for those that it has no algorithm for.
 #include "cuda/blas.h"
-#include "cuda/copy.h"
+#include "cuda/calls.h"
 
 #define TILE 64
 #define DEPTH 16
