@@ -95,8 +95,8 @@ describe("the optimizer on a GPU", function()
   end)
 
   it("steps in bfloat16 within its rounding", function()
-    local list, there = groups(3, "bfloat16"), nil
-    there = moved(list)
+    local list = groups(3, "bfloat16")
+    local there = moved(list)
     local wide = {}
     for i, t in ipairs(list) do wide[i] = t:to "float64" end
     local q = pointers(wide)
