@@ -1,11 +1,13 @@
--- device_products_spec.lua: products, convolution and decompositions on the device under test
--- (WEFT_TEST_DEVICE) give what the CPU gives: sizes that are no one's tile, operands that no library
--- takes as they lie, gradients, and bfloat16 where the device computes in it.
+-- products_spec.lua: products, convolution and resizing on a GPU give what the CPU gives: sizes that
+-- are no one's tile, operands that no library takes as they lie, gradients, bfloat16; and how many
+-- kernels they start.
 local ffi = require "ffi"
 local weft = require "weft"
+local gpu = require "tests.support.gpu"
 local near = require("tests.support.near").near
 
-local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
+local device = gpu.device
+local it = gpu.guard(it, pending)
 local rng = { key = 0x13198A2E03707344ULL, counter = 5ULL }
 
 local function randn(name, shape)
@@ -34,17 +36,15 @@ end
 local function check(name, fn, inputs, wanted)
   local want = run(fn, inputs, "cpu", "float64", wanted)
   for dtype, tolerance in pairs { float64 = 1e-12, float32 = 2e-5, bfloat16 = 3e-2 } do
-    if dtype ~= "bfloat16" or device ~= "cpu" then
-      local got = run(fn, inputs, device, dtype, wanted)
-      for i, w in ipairs(want) do
-        assert.equal(i > 1 and dtype == "bfloat16" and "float32" or dtype, got[i].dtype)
-        near(got[i], w, tolerance, ("%s, %s, result %d"):format(name, dtype, i))
-      end
+    local got = run(fn, inputs, device, dtype, wanted)
+    for i, w in ipairs(want) do
+      assert.equal(i > 1 and dtype == "bfloat16" and "float32" or dtype, got[i].dtype)
+      near(got[i], w, tolerance, ("%s, %s, result %d"):format(name, dtype, i))
     end
   end
 end
 
-describe("on the device under test", function()
+describe("on a GPU", function()
   it("matmul takes heads that were permuted, shared sides and rows far apart", function()
     check("heads", function(q, k)
       return weft.matmul(q:transpose(2, 3), k:permute(1, 3, 4, 2))
@@ -99,6 +99,37 @@ describe("on the device under test", function()
     local odd = { randn("x", { 3, 7 }), randn("w", { 3, 7 }), randn("bias", { 3 }), randn("a", { 2, 7 }), randn("b", { 3, 2 }) }
     check("odd sizes", function(x, w, bias, a, b) return weft.lora_linear(x, w, bias, a, b, 1, 0.5, rng) end, odd,
       { true, true, true, true, true })
+  end)
+
+  it("LoRA layers start few kernels, and none for what is frozen", function()
+    local x, w, a, b = randn("x", { 64, 32 }):to(device), randn("w", { 24, 32 }):to(device), randn("a", { 4, 32 }):to(device), randn("b", { 24, 4 }):to(device)
+    local y
+    assert.equal(3, gpu.launches(function() weft.lora_linear(x, w, nil, a, b) end))
+    assert.equal(4, gpu.launches(function() weft.lora_linear(x, w, nil, a, b, 1, 0.5, rng) end))
+    local g = randn("g", { 64, 24 }):to(device)
+    -- the adapters: dy B, dA, dB
+    a:requires_grad_()
+    b:requires_grad_()
+    y = weft.lora_linear(x, w, nil, a, b)
+    assert.equal(3, gpu.launches(function() y:backward { gradient = g } end))
+    -- x too: dy W, and the low-rank part onto it
+    a:zero_grad()
+    b:zero_grad()
+    x:requires_grad_()
+    y = weft.lora_linear(x, w, nil, a, b)
+    assert.equal(5, gpu.launches(function() y:backward { gradient = g } end))
+    -- one more draws the mask, for both
+    for _, t in ipairs { x, a, b } do t:zero_grad() end
+    y = weft.lora_linear(x, w, nil, a, b, 1, 0.5, rng)
+    assert.equal(6, gpu.launches(function() y:backward { gradient = g } end))
+  end)
+
+  it("a batch of products is one call, and so is a shared right side", function()
+    local a, b, c = randn("a", { 3, 4, 5, 6 }):to(device), randn("b", { 3, 4, 6, 2 }):to(device), randn("c", { 6, 7 }):to(device)
+    assert.equal(1, gpu.launches(function() weft.matmul(a, b) end))
+    assert.equal(1, gpu.launches(function() weft.matmul(a, c) end))
+    local turned = weft.transpose(b, -2, -1):contiguous()
+    assert.equal(1, gpu.launches(function() weft.matmul(a, weft.transpose(turned, -2, -1)) end))
   end)
 
   it("convolutions have their gradients: groups, strides, padding, pictures that patches don't cover", function()
