@@ -259,3 +259,62 @@ describe("beginning with", function()
     near.near(m:train()(x), y, 1e-5)
   end)
 end)
+
+describe("EVA", function()
+  -- inputs that vary along two directions of six, and little else, about a mean that is not zero
+  local function inputs(use)
+    local x = draw({ 200, 6 }, use, "float32") * 0.01
+    local main = draw({ 200, 2 }, use .. "/main", "float32"):matmul(weft.tensor { { 3, 0, 0, 4, 0, 0 }, { 0, 1, 0, 0, 0, 1 } })
+    return x + main + weft.tensor { 5, 5, 5, 5, 5, 5 }
+  end
+  local function net() return nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)) end
+
+  it("begins A along the directions in which inputs vary, and changes nothing", function()
+    local m = net()
+    local x = inputs "eva"
+    local y = m(x)
+    peft.lora(m, { targets = { "0" }, rank = 2, init = "eva" })
+    -- in parts of unequal size: only all rows together count
+    peft.eva(m, function()
+      m(x:narrow(1, 1, 30))
+      m(x:narrow(1, 31, 170))
+    end)
+    local a = m[1].lora_A.default.weight
+    near.near(a:matmul(a:t()), weft.eye(2), 1e-5)
+    local centred = x - x:mean(1, true)
+    local _, _, vh = weft.svd(centred:to "float64")
+    near.near(a:t():matmul(a), (vh:narrow(1, 1, 2):t():matmul(vh:narrow(1, 1, 2))):to "float32", 1e-4)
+    near.near(weft.tensor { 0.6, 0.8 }, weft.tensor { math.abs(a[1][1]:item()), math.abs(a[1][4]:item()) }, 1e-2)
+    near.near(m(x), y, 1e-6)
+    assert.is_true(a.requires_grad)
+    assert.is_nil(m[1].observe)
+  end)
+
+  it("moves ranks to where they explain more, and keeps the scale of each branch", function()
+    local m = net()
+    weft.no_grad(function() m[1].weight:copy_(weft.tensor({ 1, 2, 3, 4, 5, 6 }):unsqueeze(2):matmul(weft.tensor { { 1, 1, 1, 1, 1, 1 } })) end)
+    peft.lora(m, { targets = { "0", "1" }, rank = 2, alpha = 4, init = "eva", rslora = true })
+    local scale, x = m[1]:scale_of "default", inputs "moves"
+    local y = m(x)
+    peft.eva(m, function() m(x) end, { rho = 2 })
+    -- what the first layer gives lies on a line
+    assert.same({ 3, 1 }, { m[1].settings.default.rank, m[2].settings.default.rank })
+    assert.near(scale, m[1]:scale_of "default", 1e-12)
+    near.near(m(x), y, 1e-5)
+    local dir, remove = run.folder()
+    peft.save(m, dir .. "/eva")
+    local back = peft.load(m:copy(), dir .. "/eva", { adapter = "again", force = true })
+    assert.equal(3, back[1].settings.again.rank)
+    assert.near(scale, back[1]:scale_of "again", 1e-9)
+    remove()
+  end)
+
+  it("says what it wants", function()
+    local m = peft.lora(net(), { targets = { "0" }, rank = 2 })
+    assert.error_matches(function() peft.eva(m, function() end) end, 'not made with init = "eva"')
+    m = peft.lora(net(), { targets = { "0" }, rank = 2, init = "eva" })
+    assert.error_matches(function() peft.eva(m, function() end) end, "saw 0 inputs")
+    assert.error_matches(function() peft.eva(m, function() error "mine" end) end, "mine")
+    assert.is_nil(m[1].observe)
+  end)
+end)

@@ -11,7 +11,7 @@ M.defaults = {
   lora_bias = false, bias = "none", modules_to_save = A.none, adapter = "default", seed = A.none,
 }
 
-M.inits = { "default", "gaussian", "orthogonal", "pissa", "olora", "random" }
+M.inits = { "default", "gaussian", "orthogonal", "pissa", "olora", "eva", "random" }
 
 local function one_of(value, list, what)
   for _, v in ipairs(list) do

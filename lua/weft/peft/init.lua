@@ -6,7 +6,7 @@ local files = {
   activate = "adapters", active = "adapters", disable = "adapters", merge = "merge", unmerge = "merge", merge_and_unload = "merge",
   merged_state = "merge",
   delete = "adapters", adapters = "adapters", save = "save", load = "load", spectrum = "spectrum",
-  add_weighted_adapter = "combine", convert = "convert", groups = "groups",
+  add_weighted_adapter = "combine", convert = "convert", eva = "eva", groups = "groups",
 }
 
 return setmetatable({}, {

@@ -93,7 +93,8 @@ end
 ---expression for whole paths, or "all-linear". exclude: the same, checked first. layers: numbers of
 ---layers, counted from 0 as in their names. rank_pattern, alpha_pattern: { pattern = number }.
 ---init: "default" (A uniform, B zero), "gaussian", "orthogonal", "pissa", "pissa_niter_4" (by a random
----projection: much faster on large weights), "olora" (the last three move the base), "random".
+---projection: much faster on large weights), "olora" (the last three move the base), "eva" (peft.eva fills A
+---from activations), "random".
 ---@param model table  a module; it is changed, and returned
 ---@param options? table  rank (16), alpha (32), dropout (0), targets ({ "query", "value" }), exclude, layers,
 --- layers_pattern, rank_pattern, alpha_pattern, init, rslora, dora, lora_bias, bias ("none"), modules_to_save,
