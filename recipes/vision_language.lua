@@ -156,7 +156,8 @@ end
 
 -- What a run leaves beside its figures.
 local function finish(run, result)
-  peft.save(run.model.vision, run.dir .. "/adapter", { base = run.config.encoder.pretrained })
+  peft.save(run.model.vision, run.dir .. "/adapter", { base = run.config.encoder.pretrained,
+    preprocessing = weft.io.preprocess.of_run(run.data.train.options) })
   require("weft.report.sheet").write(run, run.dir .. "/samples", result.captions and result.captions.samples)
   require("weft.report.curves").write(run.dir)
   require("weft.report.tables").print(run, result)

@@ -67,6 +67,36 @@ describe("weft features", function()
     assert.equal("float64", double.patches.dtype)
   end)
 
+  it("merges an adapter and says what that changes; refuses one that saw other pictures, unless forced", function()
+    local preprocess = require "weft.io.preprocess"
+    local encoder = weft.models.dinov2.from_pretrained(model)
+    weft.peft.lora(encoder, { rank = 2, init = "random", seed = 4 })
+    weft.peft.save(encoder, folder .. "/same", { preprocessing = preprocess.read(model) })
+    weft.peft.save(encoder, folder .. "/other", { preprocessing = preprocess.new { size = { shortest_edge = 60 }, crop_size = 56 } })
+    local picture = "tests/golden/preprocess/tall.png"
+    local code, y, _, text = features(("--adapter %s/same --merge %s"):format(folder, picture))
+    assert.equal(0, code, text)
+    assert.matches("merging changes the output by at most %d%.?%d*e%-0[5678], %d%.?%d*e%-0[678] on average", text)
+    local beside = select(2, features(("--adapter %s/same %s"):format(folder, picture)))
+    compare.close(y.last_hidden_state, beside.last_hidden_state, 1e-5)
+    local refused
+    refused, _, _, text = features(("--adapter %s/other %s"):format(folder, picture))
+    assert.equal(1, refused)
+    assert.matches("prepared by another rule:\n  there  resize 60 .*\n  here   resize 80", text)
+    assert.equal(0, (features(("--adapter %s/other --force %s"):format(folder, picture))))
+    -- what was read is kept when it is written again
+    local back = weft.peft.load(weft.models.dinov2.from_pretrained(model), folder .. "/other")
+    weft.peft.save(back, folder .. "/again")
+    local _, metadata = safetensors.load(folder .. "/again/adapter_model.safetensors")
+    assert.matches("^%x+ resize 60", metadata["weft.preprocessing"])
+  end)
+
+  it("names a device that is not there", function()
+    local code, _, _, text = features "--device cuda:9 tests/golden/preprocess/tall.png"
+    assert.equal(1, code)
+    assert.matches("cuda:9", text)
+  end)
+
   it("takes pictures of any size where the rule does not crop", function()
     assert(json.write(model .. "/preprocessor_config.json", { do_resize = false, do_center_crop = false }))
     local image = require "weft.io.image"

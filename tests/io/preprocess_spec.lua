@@ -99,4 +99,17 @@ describe("preprocessing by a file", function()
     refuses("image_mean: three numbers", { image_mean = { 0, 1 } })
     refuses("rescale_factor", { rescale_factor = 0 })
   end)
+
+  it("is told from another by its hash, whatever words were used for it", function()
+    local a = preprocess.new { size = { shortest_edge = 256 }, crop_size = 224 }
+    assert.equal(preprocess.new({}):hash(), a:hash())
+    assert.equal(a:hash(), preprocess.of_run({ resize = 256, size = 224, fit = "crop" }):hash())
+    local seen = { [a:hash()] = true }
+    for _, other in ipairs { { size = { shortest_edge = 224 } }, { crop_size = 210 }, { resample = 2 }, { image_mean = { 0, 0, 0 } },
+      { image_std = { 1, 1, 1 } }, { do_center_crop = false }, { do_resize = false }, { rescale_factor = 1 } } do
+      local hash = preprocess.new(other):hash()
+      assert.is_nil(seen[hash])
+      seen[hash] = true
+    end
+  end)
 end)

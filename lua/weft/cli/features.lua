@@ -12,6 +12,8 @@ local M = {
     { "pool", "only one vector a picture: cls, mean; or patches", value = "KIND" },
     { "batch", "pictures at a time", value = "N", default = 8 },
     { "dtype", "of the features: float32, float64 (computed so), float16, bfloat16", value = "TYPE", default = "float32" },
+    { "device", "where the model runs: cpu, cuda, cuda:1 ...", value = "NAME", default = "cpu" },
+    { "force", "also with an adapter that was trained on another base, or on pictures prepared otherwise" },
     { "upright", "turn pictures as their EXIF data says" },
   },
   examples = { "weft features facebook/dinov2-base photos/ --output photos.safetensors",
@@ -105,21 +107,31 @@ function M.run(args)
   local function say(...) io.stderr:write((...):format(select(2, ...)), "\n") end
   local model, note = weft.models.dinov2.from_pretrained(args[1])
   if note then say("%s", note) end
+  local rule, found = preprocess.read(model.directory)
   if args.adapter then
-    local _, report = weft.peft.load(model, args.adapter)
+    local _, report = weft.peft.load(model, args.adapter, { force = args.force or false, preprocessing = not args.input and rule or nil })
     say("%s", report)
     model:eval()
-    if args.merge then weft.peft.merge(model) end
+    if args.merge then
+      local side = model.config.patch_size * 4
+      local pixels = weft.randn { 2, 3, side, side, rng = weft.random.stream("features/merge", 1) }
+      local _, difference = weft.peft.merge(model, { probe = function() return model(pixels).last_hidden_state end })
+      say("%s", tostring(difference))
+    end
   end
-  local compute = dtype == "float64" and dtype or "float32"
+  local compute, device = dtype == "float64" and dtype or "float32", args.device or "cpu"
   if compute ~= "float32" then model:to(compute) end
+  if device ~= "cpu" then model:to(device) end
   local parts, names, broken = {}, {}, 0
   local function run(pixels)
     local result = weft.scope(function()
       return weft.no_grad(function()
-        local out = pooled(model(pixels.dtype == compute and pixels or pixels:to(compute)), args.pool)
+        if pixels.dtype ~= compute then pixels = pixels:to(compute) end
+        if device ~= "cpu" then pixels = pixels:to(device) end
+        local out = pooled(model(pixels), args.pool)
         for name, t in pairs(out) do
-          if t.dtype ~= dtype then out[name] = t:to(dtype) end
+          if t.dtype ~= dtype then t = t:to(dtype) end
+          out[name] = device == "cpu" and t or t:to "cpu"
         end
         return out
       end)
@@ -143,7 +155,6 @@ function M.run(args)
   else
     local list = pictures_of(args)
     if #list == 0 then error({ usage = "pictures, a folder, or --input are expected" }, 0) end
-    local rule, found = preprocess.read(model.directory)
     say("%s%s", rule:describe(), found and "" or " (as DINOv2's own: there is no preprocessor_config.json)")
     local options = { alpha = "drop", orientation = args.upright or false }
     local done = 0

@@ -164,6 +164,19 @@ function Preprocess:describe()
 end
 Preprocess.__tostring = Preprocess.describe
 
+---All that decides what a picture becomes, as one line: equal lines, equal pictures.
+function Preprocess:text()
+  local function list(v)
+    local out = {}
+    for i, x in ipairs(v) do out[i] = ("%.6g"):format(x) end
+    return table.concat(out, " ")
+  end
+  return ("%s; mean %s; std %s"):format(self:describe(), list(self.mean), list(self.std))
+end
+
+---16 hexadecimal digits over text(): what runs and adapters keep of it.
+function Preprocess:hash() return (require("weft.files").hash(self:text())) end
+
 local function floats(list)
   local out = {}
   for i, v in ipairs(list) do out[i] = json.float(v) end
@@ -180,6 +193,14 @@ function M.to_file(o)
     resample = 3, do_center_crop = true, crop_size = { height = o.size, width = o.size }, do_rescale = true,
     rescale_factor = 1 / 255, do_normalize = true, image_mean = floats(o.mean), image_std = floats(o.std),
   }
+end
+
+---The rule by which a run prepares its pictures for evaluation.
+---@param o table  resize (short edge), fit ("stretch": both sides to size), size (crop), mean, std
+---@return weft.Preprocess
+function M.of_run(o)
+  local size = o.fit == "stretch" and { height = o.size, width = o.size } or { shortest_edge = o.resize }
+  return (M.new { size = size, crop_size = o.size, image_mean = o.mean, image_std = o.std })
 end
 
 return M

@@ -4,7 +4,7 @@ local C = require("weft.core").lib
 local adapters = require "weft.peft.adapters"
 
 local M = { prefix = "base_model.model.", config = "adapter_config.json", weights = "adapter_model.safetensors",
-  base_key = "weft.base" }
+  base_key = "weft.base", pictures_key = "weft.preprocessing" }
 
 ---Every tensor of an adapter as { path, tail, tensor }: the module's path and what follows it in files.
 ---@param holder table

@@ -155,11 +155,13 @@ end
 ---@param model table
 ---@param dir string
 ---@param options? table  adapter (name it gets: "default"), trainable (false), replace (false), force
---- (false: another base is refused)
+--- (false: another base is refused, and another rule for pictures), preprocessing (the rule of weft.io.preprocess
+--- by which pictures will be prepared)
 ---@return table model, string report
 function M.load(model, dir, options)
   if not is_module(model) then A.raise("peft.load: a module is expected, got %s", A.typename(model)) end
-  local o = A.options(options, { adapter = "default", trainable = false, force = false, replace = false }, "peft.load")
+  local o = A.options(options, { adapter = "default", trainable = false, force = false, replace = false,
+    preprocessing = A.none }, "peft.load")
   local record, holder = adapters.record(model)
   model = holder or model
   if record and record.adapters[o.adapter] and not o.replace then
@@ -238,6 +240,14 @@ function M.load(model, dir, options)
         dir, sum, mine)
     end
   end
+
+  local pictures = metadata[files.pictures_key]
+  local hash, words = (pictures or ""):match "^(%x+) (.*)$"
+  if hash and o.preprocessing and not o.force and hash ~= o.preprocessing:hash() then
+    A.raise("peft.load: %s was trained on pictures prepared by another rule:\n  there  %s\n  here   %s\nforce = true takes it all the same",
+      dir, words, o.preprocessing:text())
+  end
+  c.preprocessing = hash and pictures or nil
 
   local active
   if record and record.adapters[o.adapter] then

@@ -1,6 +1,7 @@
 -- merge.lua: adapters folded into the weights they sit beside, and taken out again.
 local A = require "weft.args"
 local adapters = require "weft.peft.adapters"
+local no_grad = require("weft.autograd").no_grad
 
 local M = {}
 
@@ -12,10 +13,24 @@ local function loras(holder)
   return list
 end
 
+-- How far apart the results of one function are, before and after.
+local function apart(before, after)
+  local d, size = (after - before):abs(), before:abs():max():item()
+  local report = { max = d:max():item(), mean = d:mean():item(), scale = size }
+  return setmetatable(report, { __tostring = function(r)
+    return ("merging changes the output by at most %.2g, %.2g on average (its largest value is %.3g)"):format(r.max, r.mean, r.scale)
+  end })
+end
+
 ---Folds the active adapters into the weights: forward then costs what the base costs. All or nothing: a
 ---merged weight that is not finite is an error that names it. The base's own tensors are kept aside.
-function M.merge(model)
+---@param model table
+---@param options? table  probe (a function that runs the model and returns a tensor: called before and after)
+---@return table model, table? report  of the probe: max and mean difference, scale (the largest value); prints as a line
+function M.merge(model, options)
+  local o = A.options(options, { probe = A.none }, "peft.merge")
   local _, holder = adapters.need(model, nil, "merge")
+  local before = o.probe and no_grad(function() return (o.probe():detach():clone()) end)
   local list, weights = loras(holder), {}
   for i, item in ipairs(list) do
     local m = item[2]
@@ -25,7 +40,8 @@ function M.merge(model)
     weights[i] = { weight:keep(), bias and bias:keep() }
   end
   for i, item in ipairs(list) do item[2]:set_merged(weights[i][1], weights[i][2]) end
-  return model
+  local report = o.probe and no_grad(function() return (apart(before, o.probe())) end)
+  return model, report or nil
 end
 
 ---Takes merged adapters out again. The base is bit for bit what it was.

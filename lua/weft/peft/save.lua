@@ -222,11 +222,13 @@ end
 ---for the base as it was, at twice their rank.
 ---@param model table
 ---@param dir string
----@param options? table  base (name of the base model), adapter (the first), dialect ("both"), revision
+---@param options? table  base (name of the base model), adapter (the first), dialect ("both"), revision,
+--- preprocessing (a rule of weft.io.preprocess: kept beside the weights, and compared where they are used)
 ---@return string dir
 function M.save(model, dir, options)
   local record, holder = adapters.need(model, options and options.adapter, "save")
-  local o = A.options(options, { base = A.none, adapter = record.order[1], dialect = "both", revision = A.none }, "peft.save")
+  local o = A.options(options, { base = A.none, adapter = record.order[1], dialect = "both", revision = A.none,
+    preprocessing = A.none }, "peft.save")
   if o.dialect ~= "both" and o.dialect ~= "transformers4" and o.dialect ~= "transformers5" then
     A.raise("peft.save: dialect: unknown choice %s%s", tostring(o.dialect),
       A.suggest(tostring(o.dialect), { "both", "transformers4", "transformers5" }))
@@ -264,6 +266,7 @@ function M.save(model, dir, options)
 
   local metadata = { format = "pt" }
   metadata[files.base_key] = files.base_sum(modules)
+  metadata[files.pictures_key] = o.preprocessing and o.preprocessing:hash() .. " " .. o.preprocessing:text() or c.preprocessing
   local function check(ok, message)
     if not ok then A.raise("peft.save: %s", message) end
   end
