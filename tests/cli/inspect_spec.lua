@@ -71,6 +71,54 @@ describe("weft inspect", function()
     local _, adapters = run.weft "inspect tests/golden/lora/plain tests/golden/lora/rslora"
     assert.truthy(adapters:find("adapter_config.json: use_rslora: false and true", 1, true), adapters)
   end)
+
+  it("says of an adapter its settings, whose names it has and what it trains", function()
+    local peft, dinov2 = weft.peft, weft.models.dinov2
+    local model = peft.lora(dinov2.from_pretrained "tests/golden/dinov2_mlp", { rank = 4, alpha = 8, rslora = true, modules_to_save = { "layernorm" } })
+    for which, words in pairs { both = "of transformers 4 and 5", transformers4 = "of transformers 4\n", transformers5 = "of transformers 5\n" } do
+      peft.save(model, folder .. "/" .. which, { dialect = which, base = "someone/tiny" })
+      local code, out = run.weft("inspect " .. folder .. "/" .. which)
+      assert.equal(0, code)
+      assert.truthy(out:find("adapter: r 4, alpha 8: x4, rsLoRA; 6 modules (query 3, value 3)", 1, true), out)
+      assert.truthy(out:find("names: " .. words, 1, true), out)
+      -- 6 modules of 4 x (48 + 48), and a norm of 2 x 48
+      assert.truthy(out:find("trainable: 2,400 elements", 1, true), out)
+      assert.truthy(out:find("saved whole: layernorm", 1, true), out)
+      assert.truthy(out:find("base: someone/tiny", 1, true), out)
+    end
+    local _, out = run.weft "inspect tests/golden/lora_layers/embedding"
+    assert.truthy(out:find("names: the same in transformers 4 and 5", 1, true), out)
+  end)
+
+  it("shows shards by their index: which holds what, one tree, and what is wrong", function()
+    local json, dir = require "weft.io.json", folder .. "/shards"
+    assert(require("weft.files").make_dirs(dir))
+    local first, second, map = {}, { ["norm.weight"] = weft.ones { 3 } }, { ["norm.weight"] = "model-2.safetensors" }
+    for i = 0, 5 do
+      local name = ("encoder.layer.%d.weight"):format(i)
+      local shard = i < 4 and first or second
+      shard[name], map[name] = weft.ones { 10, 10 }, i < 4 and "model-1.safetensors" or "model-2.safetensors"
+    end
+    assert(safetensors.save(dir .. "/model-1.safetensors", first))
+    assert(safetensors.save(dir .. "/model-2.safetensors", second))
+    assert(json.write(dir .. "/model.safetensors.index.json", { metadata = { total_size = 2412 }, weight_map = map }))
+    local code, out = run.weft("inspect " .. dir)
+    assert.equal(0, code, out)
+    assert.truthy(out:find("7 tensors in 2 files, 603 elements, 2.4 KiB", 1, true), out)
+    assert.truthy(out:find("model-1.safetensors: 4 tensors, 1.6 KiB: encoder.layer.0..3\n", 1, true), out)
+    assert.truthy(out:find("model-2.safetensors: 3 tensors, 812 B: encoder.layer.4..5, norm\n", 1, true), out)
+    assert.truthy(out:find("[0..5]", 1, true), out)
+    assert.is_nil(out:find "wrong")
+    map["norm.weight"], map.lost = "model-1.safetensors", "model-3.safetensors"
+    assert(json.write(dir .. "/model.safetensors.index.json", { metadata = { total_size = 99 }, weight_map = map }))
+    code, out = run.weft("inspect --stats " .. dir .. "/model.safetensors.index.json")
+    assert.equal(1, code)
+    assert.truthy(out:find("wrong: norm.weight should be in model-1.safetensors, and is not", 1, true), out)
+    assert.truthy(out:find("wrong: norm.weight is in model-2.safetensors, and the index does not name it there", 1, true), out)
+    assert.truthy(out:find("wrong: model-3.safetensors is missing", 1, true), out)
+    assert.truthy(out:find("wrong: the index says 99 bytes in all, the shards hold 2412", 1, true), out)
+    assert.truthy(out:find("min 1  mean 1  max 1", 1, true), out)
+  end)
 end)
 
 describe("weft doctor", function()

@@ -1,9 +1,10 @@
 -- inspect.lua: what safetensors files hold: a tree of names with shapes, dtypes and counts.
 local M = {
   summary = "what a safetensors file, model or adapter directory holds",
-  usage = "FILE.safetensors|DIR ... [--stats] [--all] | A B",
+  usage = "FILE.safetensors|INDEX.json|DIR ... [--stats] [--all] | A B",
   about = "Layers that look alike are shown once, as [0..11]. Counts are elements. Of two, what differs: names, shapes, "
-    .. "values, and settings in the json files beside them.",
+    .. "values, and settings in the json files beside them. Of an adapter also its settings, whose names it uses and what it trains; of "
+    .. "shards which file holds what, and where the index is wrong (exit code 1).",
   options = {
     { "stats", "min, mean, max and NaN count of each tensor (reads all of the file)" },
     { "all", "every layer, also those that look alike" },
@@ -131,7 +132,41 @@ local function statistics(weft, tensor)
   end)
 end
 
+local function put_tree(infos, names, args)
+  local root = node()
+  for _, name in ipairs(names) do plant(root, name, infos[name]) end
+  sort(root)
+  show(root, "  ", io.write, args.all or args.stats)
+end
+
+-- A model in shards, by its index: which file holds what, and the tree of all.
+local function sharded(path, args)
+  local shards, infos, wrong = require("weft.cli.inspect_about").shards(path, numel)
+  local names, elements, bytes = {}, 0, 0
+  for name, info in pairs(infos) do
+    names[#names + 1] = name
+    elements, bytes = elements + info.numel, bytes + info.nbytes
+  end
+  table.sort(names)
+  io.write(("%s\n  %d tensors in %d files, %s elements, %s\n"):format(path, #names, #shards, commas(elements), size(bytes)))
+  for _, shard in ipairs(shards) do
+    io.write(("  %s: %d tensors, %s: %s\n"):format(shard.file, #shard.names, size(shard.bytes),
+      require("weft.cli.inspect_about").summary(shard.names)))
+  end
+  for _, line in ipairs(wrong) do io.write("  wrong: ", line, "\n") end
+  if args.stats then
+    local weft = require "weft"
+    for _, shard in ipairs(shards) do
+      local tensors = require("weft.io.safetensors").load((path:match "^(.*/)[^/]*$" or "") .. shard.file) or {}
+      for name, t in pairs(tensors) do infos[name].stats = statistics(weft, t) end
+    end
+  end
+  put_tree(infos, names, args)
+  return #wrong > 0 and 1 or 0
+end
+
 local function one(path, args)
+  if path:find "%.index%.json$" then return sharded(path, args) end
   local weft = require "weft"
   local safetensors = require "weft.io.safetensors"
   local file, problem = safetensors.open(path)
@@ -154,6 +189,7 @@ local function one(path, args)
   table.sort(kinds)
   io.write(("%s\n  %d tensors (%s), %s elements, %s\n"):format(path, #file.names,
     table.concat(kinds, ", "), commas(root.count), size(bytes)))
+  for _, line in ipairs(require("weft.cli.inspect_about").adapter(path, commas) or {}) do io.write("  ", line, "\n") end
   local keys = {}
   for key in pairs(file.metadata) do keys[#keys + 1] = key end
   table.sort(keys)
@@ -163,6 +199,7 @@ local function one(path, args)
   end
   show(root, "  ", io.write, args.all or args.stats)
   file:close()
+  return 0
 end
 
 local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
@@ -177,12 +214,16 @@ local function files_in(path, depth)
 end
 
 -- The files that a path means.
-local function files_of(path)
+local function files_of(path, tensors_only)
   local f = io.open(path)
   if not f then error(path .. ": there is no such file or directory", 0) end
   local is_folder = f:read(0) == nil and f:seek "end" ~= 0
   f:close()
   if not is_folder then return { path } end
+  local index = path:gsub("/+$", "") .. "/model.safetensors.index.json"
+  local disk = require "weft.files"
+  -- where both are, the whole file is what is read
+  if not tensors_only and disk.exists(index) and not disk.exists((path:gsub("/+$", "")) .. "/model.safetensors") then return { index } end
   return files_in(path, 1) or files_in(path, 3)
     or error(path .. ": no .safetensors file in this directory or near below", 0)
 end
@@ -190,13 +231,15 @@ end
 function M.run(args)
   if #args == 0 then error({ usage = "a file or a directory is expected" }) end
   if #args == 2 and not args.stats and not args.all then
-    require("weft.cli.differences").show({ path = args[1], files = files_of(args[1]) },
-      { path = args[2], files = files_of(args[2]) }, io.write)
+    require("weft.cli.differences").show({ path = args[1], files = files_of(args[1], true) },
+      { path = args[2], files = files_of(args[2], true) }, io.write)
     return
   end
+  local code = 0
   for _, path in ipairs(args) do
-    for _, file in ipairs(files_of(path)) do one(file, args) end
+    for _, file in ipairs(files_of(path)) do code = math.max(code, one(file, args)) end
   end
+  return code
 end
 
 return M

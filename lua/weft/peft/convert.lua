@@ -13,8 +13,10 @@ local safetensors = require "weft.io.safetensors"
 
 local M = {}
 
+-- What follows a module's path where it is no part of a module saved whole.
 local is_lora = { ["lora_A.weight"] = true, ["lora_B.weight"] = true, ["lora_B.bias"] = true, lora_magnitude_vector = true,
   lora_embedding_A = true, lora_embedding_B = true, ["base_layer.bias"] = true, ["base_layer.weight"] = true }
+M.is_lora = is_lora
 local dialects = { both = true, transformers4 = true, transformers5 = true }
 
 -- Rank and alpha of each module, and the modules in order.
