@@ -70,8 +70,8 @@ function M.adapter(path, commas)
   local dialect = require "weft.peft.dialect"
   for name, t in pairs(state) do
     -- under both names the same tensor counts once
-    local path = name:gsub("^base_model%.model%.", ""):gsub("%.lora_.*$", ""):gsub("%.base_layer%.bias$", ""):gsub("%.weight$", "")
-    if not (generations.old and generations.new) or dialect.ours(path) == path then trains = trains + t:numel() end
+    local module = name:gsub("^base_model%.model%.", ""):gsub("%.lora_.*$", ""):gsub("%.base_layer%.bias$", ""):gsub("%.weight$", "")
+    if not (generations.old and generations.new) or dialect.ours(module) == module then trains = trains + t:numel() end
   end
   for _, g in pairs(given) do
     if g.tail == "lora_A.weight" or g.tail == "lora_embedding_A" then
