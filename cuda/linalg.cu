@@ -136,7 +136,7 @@ CUDA_KERNEL(qr) {
     const weft_view *x = call->in[0];
     const int64_t m = x->shape[x->ndim - 2], n = x->shape[x->ndim - 1], k = m < n ? m : n;
     return decompose(call, OP_qr, FAULT_CONVERGENCE, m, n, m * n + m * k + k, [&](auto tag, const matrices &t, unsigned blocks) {
-        return LAUNCH(call, qr_kernel<TYPE_OF(tag)>, blocks, threads_for(n), 0, t);
+        return LAUNCH(call, qr_kernel<TYPE_OF(tag)>, blocks, threads_for(m, n), 0, t);
     });
 }
 
@@ -144,7 +144,7 @@ CUDA_KERNEL(cholesky) {
     const weft_view *x = call->in[0];
     const int64_t n = x->shape[x->ndim - 1];
     return decompose(call, OP_cholesky, FAULT_INDEFINITE, n, n, n * n + n, [&](auto tag, const matrices &t, unsigned blocks) {
-        return LAUNCH(call, cholesky_kernel<TYPE_OF(tag)>, blocks, threads_for(n), 0, t);
+        return LAUNCH(call, cholesky_kernel<TYPE_OF(tag)>, blocks, threads_for(n, n), 0, t);
     });
 }
 
@@ -152,6 +152,6 @@ CUDA_KERNEL(solve) {
     const weft_view *b = call->in[1];
     const int64_t n = b->shape[b->ndim - 2], k = b->shape[b->ndim - 1];
     return decompose(call, OP_solve, FAULT_SINGULAR, n, k, n * n + n * k + n, [&](auto tag, const matrices &t, unsigned blocks) {
-        return LAUNCH(call, solve_kernel<TYPE_OF(tag)>, blocks, threads_for(n), 0, t);
+        return LAUNCH(call, solve_kernel<TYPE_OF(tag)>, blocks, threads_for(n, n), 0, t);
     });
 }

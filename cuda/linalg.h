@@ -62,7 +62,10 @@ static __global__ void report_kernel(const unsigned long long *found, const int 
 }
 
 // More threads than a small matrix has work for only wait.
-static inline unsigned threads_for(int64_t n) { return n <= 4 ? 32 : n <= 32 ? 128 : n <= 64 ? 256 : MATRIX_THREADS; }
+static inline unsigned threads_for(int64_t rows, int64_t columns) {
+    const int64_t n = columns > rows / 16 ? columns : rows / 16;
+    return n <= 4 ? 32 : n <= 32 ? 128 : n <= 64 ? 256 : MATRIX_THREADS;
+}
 
 // launch(tag, matrices, blocks) for runs of the batch that fit the scratch memory; stretch: doubles a
 // matrix. what: the complaint of `fails`.

@@ -182,6 +182,6 @@ CUDA_KERNEL(svd) {
     const weft_view *x = call->in[0];
     const int64_t m = x->shape[x->ndim - 2], n = x->shape[x->ndim - 1], k = m < n ? m : n;
     return decompose(call, OP_svd, FAULT_CONVERGENCE, m, n, (m + n) * k + 2 * k, [&](auto tag, const matrices &t, unsigned blocks) {
-        return LAUNCH(call, svd_kernel<TYPE_OF(tag)>, blocks, threads_for(k), 0, t);
+        return LAUNCH(call, svd_kernel<TYPE_OF(tag)>, blocks, threads_for(m < n ? n : m, k), 0, t);
     });
 }
