@@ -66,10 +66,14 @@ static weft_status complaints(cuda_device *d) {
                          (long long)f.value, (long long)f.low, (long long)f.high, (long long)f.position + 1, d->name);
     }
     case FAULT_PROBABILITY:
-        return weft_fail(WEFT_EINVAL, "%s: probability %g outside 0..1, on %s", op, f.value, d->name);
+        return weft_fail(WEFT_EINVAL, "%s: probability %g outside 0..1, position %lld, on %s", op, f.value,
+                         (long long)f.position + 1, d->name);
     case FAULT_WEIGHT:
-        return weft_fail(WEFT_EINVAL, "%s: weight %g of row %lld: weights must be finite and not negative, on %s", op,
-                         f.value, (long long)f.low, d->name);
+        return weft_fail(WEFT_EINVAL, "%s: weight %g in row %lld, position %lld: weights must be finite and not negative, "
+                         "on %s", op, f.value, (long long)f.low + 1, (long long)f.position + 1, d->name);
+    case FAULT_DRAWS:
+        return weft_fail(WEFT_EINVAL, "%s: %lld draws without replacement from row %lld, which has %lld positive weights, "
+                         "on %s", op, (long long)f.value, (long long)f.low + 1, (long long)f.high, d->name);
     case FAULT_DIVISION:
         return weft_fail(WEFT_EINVAL, "%s: integer division by zero: b holds a 0; put another value there or divide "
                          "in a float dtype, on %s", op, d->name);

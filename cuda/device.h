@@ -100,7 +100,7 @@ struct scratch {
 // --- what a kernel can't do with its data (an index out of range): the first complaint is kept and
 // raised when the host next waits for the device.
 enum cuda_complaint {
-    FAULT_NONE, FAULT_INDEX, FAULT_PROBABILITY, FAULT_WEIGHT, FAULT_DIVISION,
+    FAULT_NONE, FAULT_INDEX, FAULT_PROBABILITY, FAULT_WEIGHT, FAULT_DRAWS, FAULT_DIVISION,
     FAULT_FINITE, FAULT_SINGULAR, FAULT_INDEFINITE, FAULT_CONVERGENCE
 };
 struct cuda_fault {

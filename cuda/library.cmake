@@ -17,7 +17,7 @@ set_target_properties(weft_cuda PROPERTIES CUDA_STANDARD 17 CUDA_ARCHITECTURES "
 target_compile_options(weft_cuda PRIVATE -O3 --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden,-Wall
                        -diag-suppress=177)
 # bits equal to the CPU's
-set_source_files_properties(${CMAKE_SOURCE_DIR}/cuda/random.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+set_source_files_properties(${CMAKE_SOURCE_DIR}/cuda/random.cu ${CMAKE_SOURCE_DIR}/cuda/multinomial.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_link_libraries(weft_cuda PRIVATE cublasLt)
 target_link_options(weft_cuda PRIVATE -Wl,-z,nodelete)
 install(TARGETS weft_cuda LIBRARY DESTINATION ${WEFT_LIBDIR}/weft)

@@ -30,7 +30,8 @@ static weft_status check_randint(const weft_attrs *at, int dtype) {
         return weft_fail(WEFT_EINVAL, "empty interval: low = %lld must be below high = %lld",
                          (long long)low, (long long)high);
     // The widest interval whose integers the dtype holds exactly.
-    int64_t limit = dtype == WEFT_FLOAT32 ? (int64_t)1 << 24
+    int64_t limit = dtype == WEFT_BFLOAT16 ? (int64_t)1 << 8
+                  : dtype == WEFT_FLOAT32 ? (int64_t)1 << 24
                   : dtype == WEFT_FLOAT64 ? (int64_t)1 << 53
                   : dtype == WEFT_INT32 ? (int64_t)1 << 31 : INT64_MAX;
     if (low < -limit || high > limit)
@@ -46,7 +47,8 @@ weft_status shape_random(weft_shape_call *call) {
     read_slots(call, &dtype, &device);
     if (dtype < 0 || dtype >= WEFT_N_DTYPES)
         return weft_fail(WEFT_EINVAL, "unknown dtype number %lld", (long long)dtype);
-    if (!(weft_ops[call->op].dtype_mask >> dtype & 1))
+    // 16-bit floats are a dtype to compute in on GPUs only; meta stands for any device
+    if (!(weft_ops[call->op].dtype_mask >> dtype & 1) && !(dtype == WEFT_BFLOAT16 && device != WEFT_CPU))
         return weft_fail(WEFT_EUNSUPPORTED, "can't draw %s; expected float32, float64%s",
                          weft_dtype_name((int)dtype),
                          call->op == OP_randint ? ", int32 or int64" : "");

@@ -1,6 +1,7 @@
 -- random.lua: cases of what is drawn. References draw the same words in plain Lua; moments and
 -- frequencies are in tests/tensor/random_spec.lua. Shapes cross batches and pieces of the kernels.
 local philox = require "tests.tensor.philox"
+local device = require("tests.support.walker").device
 
 local rng = { key = 0x243F6A8885A308D3ULL, counter = 0x13198A2E03707344ULL }
 
@@ -39,25 +40,25 @@ local M = {}
 
 M.rand = {
   cases = function()
-    return drawn({ { "float64", "cpu" }, { "float32", "cpu" } }, 4, function(e, attrs)
+    return drawn({ { "float64", device }, { "float32", device } }, 4, function(e, attrs)
       return attrs[1] == "float32" and philox.uniform32(rng, e) or philox.uniform64(rng, e)
     end)
   end,
   refuses = function()
     return {
-      refused({ { 2, -1 }, "float32", "cpu" }, 4, "size %-1"),
-      refused({ { 2 }, "int64", "cpu" }, 4, "can't draw int64; expected float32, float64"),
-      refused({ { 1, 1, 1, 1, 1, 1, 1, 1, 1 }, "float32", "cpu" }, 4, "9 dims"),
+      refused({ { 2, -1 }, "float32", device }, 4, "size %-1"),
+      refused({ { 2 }, "int64", device }, 4, "can't draw int64; expected float32, float64"),
+      refused({ { 1, 1, 1, 1, 1, 1, 1, 1, 1 }, "float32", device }, 4, "9 dims"),
     }
   end,
 }
 
 M.randn = {
   cases = function()
-    return drawn({ { "float64", "cpu" } }, 4, function(e) return philox.normal64(rng, e) end)
+    return drawn({ { "float64", device } }, 4, function(e) return philox.normal64(rng, e) end)
   end,
   refuses = function()
-    return { refused({ { 2 }, "bool", "cpu" }, 4, "can't draw bool") }
+    return { refused({ { 2 }, "bool", device }, 4, "can't draw bool") }
   end,
 }
 
@@ -78,16 +79,16 @@ end
 M.trunc_normal = {
   cases = function()
     return drawn({
-      { 1, -2, 2, "float64", "cpu" }, { 0.5, -0.2, 0.4, "float64", "cpu" },
-      { 0.02, -2, 2, "float64", "cpu" }, { 1, 2.5, 3, "float64", "cpu" },
-      { 1, -math.huge, -4, "float64", "cpu" }, { 2, -0.1, 0.1, "float64", "cpu" },
+      { 1, -2, 2, "float64", device }, { 0.5, -0.2, 0.4, "float64", device },
+      { 0.02, -2, 2, "float64", device }, { 1, 2.5, 3, "float64", device },
+      { 1, -math.huge, -4, "float64", device }, { 2, -0.1, 0.1, "float64", device },
     }, 7, cut_normal)
   end,
   refuses = function()
     return {
-      refused({ { 2 }, 0, -1, 1, "float32", "cpu" }, 7, "std must be above 0"),
-      refused({ { 2 }, 1, 1, 1, "float32", "cpu" }, 7, "a = 1 must be below b = 1"),
-      refused({ { 2 }, 1, 2, -2, "float32", "cpu" }, 7, "a = 2 must be below b = %-2"),
+      refused({ { 2 }, 0, -1, 1, "float32", device }, 7, "std must be above 0"),
+      refused({ { 2 }, 1, 1, 1, "float32", device }, 7, "a = 1 must be below b = 1"),
+      refused({ { 2 }, 1, 2, -2, "float32", device }, 7, "a = 2 must be below b = %-2"),
     }
   end,
 }
@@ -96,17 +97,17 @@ M.trunc_normal = {
 M.randint = {
   cases = function()
     return drawn({
-      { 0, 10, "int64", "cpu" }, { -7, -3, "int32", "cpu" }, { 0, 1, "float32", "cpu" },
-      { -2 ^ 50, 2 ^ 50 + 12345, "int64", "cpu" }, { -5, 2 ^ 40, "float64", "cpu" },
-      { -2 ^ 31, 2 ^ 31, "int32", "cpu" },
+      { 0, 10, "int64", device }, { -7, -3, "int32", device }, { 0, 1, "float32", device },
+      { -2 ^ 50, 2 ^ 50 + 12345, "int64", device }, { -5, 2 ^ 40, "float64", device },
+      { -2 ^ 31, 2 ^ 31, "int32", device },
     }, 6, function(e, attrs) return attrs[1] + philox.below(rng, e, attrs[2] - attrs[1]) end)
   end,
   refuses = function()
     return {
-      refused({ { 2 }, 5, 5, "int64", "cpu" }, 6, "low = 5 must be below high = 5"),
-      refused({ { 2 }, 0, 2 ^ 31 + 1, "int32", "cpu" }, 6, "does not fit: int32 holds"),
-      refused({ { 2 }, 0, 2 ^ 24 + 1, "float32", "cpu" }, 6, "does not fit: float32 holds"),
-      refused({ { 2 }, 0, 5, "uint8", "cpu" }, 6, "can't draw uint8"),
+      refused({ { 2 }, 5, 5, "int64", device }, 6, "low = 5 must be below high = 5"),
+      refused({ { 2 }, 0, 2 ^ 31 + 1, "int32", device }, 6, "does not fit: int32 holds"),
+      refused({ { 2 }, 0, 2 ^ 24 + 1, "float32", device }, 6, "does not fit: float32 holds"),
+      refused({ { 2 }, 0, 5, "uint8", device }, 6, "can't draw uint8"),
     }
   end,
 }
@@ -127,14 +128,14 @@ M.randperm = {
     local cases = {}
     for _, n in ipairs { 0, 1, 2, 17, 1024, 1025, 2500 } do
       cases[#cases + 1] = {
-        inputs = { n = 0 }, attrs = { n, "cpu", rng, n = 3 },
+        inputs = { n = 0 }, attrs = { n, device, rng, n = 3 },
         reference = function() return permutation(n) end,
       }
     end
     return cases
   end,
   refuses = function()
-    return { refused({ -1, "cpu" }, 3, "n must not be negative, got %-1") }
+    return { refused({ -1, device }, 3, "n must not be negative, got %-1") }
   end,
 }
 
