@@ -64,21 +64,8 @@ local function options_of(c, t, special)
     flip = c.flip, mean = image.mean, std = image.std }
 end
 
----Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
----@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, fit
----  ("crop": short edge, then the middle; "stretch": both sides), threads, cache, flip, limit, text (a file of plain text, one utterance a line)
----@param o table  seed, tokenizer (a trained one, when a run is opened), dir
-function M.captioned(c, o)
-  c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
-    fit = "crop", threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
-  if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
-  if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
-  if c.fit ~= "crop" and c.fit ~= "stretch" then A.choice(c.fit, { crop = 1, stretch = 1 }, "data", "fit") end
-  local pairs_, counts = find.find(c.root, c.kind)
-  if not pairs_ then error("data: " .. counts, 0) end
-  if c.limit > 0 and #pairs_ > c.limit then
-    for i = #pairs_, c.limit + 1, -1 do pairs_[i] = nil end
-  end
+-- Gives each pair its picture's id, by content, and its caption's; returns how many there are of each.
+local function identify(pairs_)
   local image_ids, caption_ids, n_images, n_captions = {}, {}, 0, 0
   for _, p in ipairs(pairs_) do
     local bytes, message = files.read(p.path)
@@ -94,6 +81,25 @@ function M.captioned(c, o)
     end
     p.hash, p.image_id, p.caption_id = hash, image_ids[hash], caption_ids[key]
   end
+  return n_images, n_captions
+end
+
+---Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
+---@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, fit
+---  ("crop": short edge, then the middle; "stretch": both sides), threads, cache, flip, limit, text (a file of plain text, one utterance a line)
+---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
+function M.captioned(c, o)
+  c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
+    fit = "crop", threads = 2, cache = 256, flip = false, limit = 0, text = "" }, "data")
+  if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
+  if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
+  if c.fit ~= "crop" and c.fit ~= "stretch" then A.choice(c.fit, { crop = 1, stretch = 1 }, "data", "fit") end
+  local pairs_, counts = find.find(c.root, c.kind)
+  if not pairs_ then error("data: " .. counts, 0) end
+  if c.limit > 0 and #pairs_ > c.limit then
+    for i = #pairs_, c.limit + 1, -1 do pairs_[i] = nil end
+  end
+  local n_images, n_captions = identify(pairs_)
   local train, test = split.by_caption(pairs_, c.held_out, o.seed)
   if o.dir and not o.tokenizer then
     local saved = o.dir .. "/tokenizer.json"
@@ -152,6 +158,20 @@ function M.recorded(dir)
     return part
   end
   return { train = set(d.pictures), test = set(d.held_out), tokenizer = t, special = special, vocab = t.size, length = d.length, size = d.size }
+end
+
+---Every captioned picture of a place, prepared and tokenized as a run's were: a set to score.
+---@param run table  of weft.open
+---@param place string  a folder, or a list's file
+function M.all_of(run, place)
+  local rows, counts = find.find(place, "auto")
+  if not rows then error("data: " .. counts, 0) end
+  identify(rows)
+  local data = run.data
+  for _, r in ipairs(rows) do r.ids = (encode(data.tokenizer, data.special, r.caption, data.length)) end
+  local options = {}
+  for k, v in pairs(data.test.options) do options[k] = v end
+  return Dataset.new(rows, options)
 end
 
 ---Token ids of a text as this data encodes captions.

@@ -33,6 +33,12 @@ local function shipped(path)
   return name and package.searchpath(name, recipes_place()) or path
 end
 
+---The file of a recipe's recorded path, where there is one.
+function M.find_recipe(path)
+  path = type(path) == "string" and shipped(path)
+  return path and require("weft.files").exists(path) and path or nil
+end
+
 ---Reads a recipe file, its config changed by overrides such as "lora.rank=8".
 ---@param path string
 ---@param overrides? string[]

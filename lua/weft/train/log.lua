@@ -21,7 +21,10 @@ end
 function Log:line(format, ...)
   local text = select("#", ...) > 0 and format:format(...) or format
   if not self.quiet then
-    if self.live then io.stdout:write "\r\27[K" end
+    if self.live then
+      local rows = math.ceil(self.live / require("weft.terminal").size()) - 1
+      io.stdout:write(rows > 0 and ("\27[%dA\r\27[J"):format(rows) or "\r\27[K")
+    end
     self.live = false
     io.stdout:write(text, "\n")
     io.stdout:flush()
@@ -29,13 +32,38 @@ function Log:line(format, ...)
   if self.dir then check(files.append(self.dir .. "/log.txt", text .. "\n")) end
 end
 
----The state of training: redrawn in place on a terminal, elsewhere a line now and then.
-function Log:status(text, due)
+---Pieces { text, weight } as one line of at most width characters: the lightest are left out.
+---@param pieces table[]
+---@param width? integer
+---@return string
+function Log.fit(pieces, width)
+  local left = { unpack(pieces) }
+  while true do
+    local texts = {}
+    for i, p in ipairs(left) do texts[i] = p[1] end
+    local text = table.concat(texts, "  ")
+    if not width or #text <= width or #left <= 1 then return width and text:sub(1, width) or text end
+    local lightest = 1
+    for i, p in ipairs(left) do
+      if p[2] < left[lightest][2] then lightest = i end
+    end
+    table.remove(left, lightest)
+  end
+end
+
+---The state of training: redrawn in place on a terminal, as wide as it is now; elsewhere a line now and then.
+---@param pieces table[]  of fit
+---@param due boolean  whether log.txt gets it, and output that is no terminal
+function Log:status(pieces, due)
+  local text = due and Log.fit(pieces) or nil
   if self.terminal then
-    local width = tonumber(os.getenv "COLUMNS") or 100
-    io.stdout:write("\r\27[K", text:sub(1, width - 1))
+    local columns = require("weft.terminal").size()
+    -- a line that has become too wide takes more rows: the terminal has broken it
+    local rows = self.live and math.ceil(self.live / columns) - 1 or 0
+    local line = Log.fit(pieces, columns - 1)
+    io.stdout:write(rows > 0 and ("\27[%dA\r\27[J"):format(rows) or "\r\27[K", line)
     io.stdout:flush()
-    self.live = true
+    self.live = #line
   elseif due and not self.quiet then
     io.stdout:write(text, "\n")
     io.stdout:flush()
@@ -48,6 +76,7 @@ function Log:metrics(row)
   if not self.dir then return end
   local json = require "weft.io.json"
   check(files.append(self.dir .. "/metrics.jsonl", json.encode(row, { sort = true }) .. "\n"))
+  if self.events then self.events:scalars(row.step, require("weft.train.tensorboard").tags(row)) end
 end
 
 ---Sizes of the files, so that a resumed run goes on where its checkpoint was.

@@ -1,5 +1,6 @@
 -- loop.lua: epochs, batches and the whole of a training run, from the start table to result.json.
 local autograd = require "weft.autograd"
+local config_of = require "weft.config"
 local files = require "weft.files"
 local phases = require "weft.train.phases"
 local C = require("weft.core").lib
@@ -116,11 +117,14 @@ function M:report()
   table.sort(parts)
   local total_steps = o.steps_per_epoch * o.epochs
   self.pace = self.pace and 0.95 * self.pace + 0.05 * since or since
-  self.log:status(("%s  epoch %d/%d  step %d/%d  loss %.3f (%s)  lr %.2e  norm %.2f  %.0f img/s  wait %.0f%%  %d MiB  ETA %s")
-    :format(self.phase.name, self.epoch, o.epochs, self.step, total_steps, self.sums.total or 0, table.concat(parts, " "), rate, self.norm,
-      self.pictures / math.max(since, 1e-9), 100 * (self.waited or 0) / math.max(since, 1e-9),
-      tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, eta((total_steps - self.step) * self.pace)),
-    self.step % o.log_every == 0 or self.step == total_steps)
+  local second = math.max(since, 1e-9)
+  self.log:status({
+    { self.phase.name, 7 }, { ("epoch %d/%d"):format(self.epoch, o.epochs), 6 }, { ("step %d/%d"):format(self.step, total_steps), 9 },
+    { ("loss %.3f"):format(self.sums.total or 0), 10 }, { ("(%s)"):format(table.concat(parts, " ")), 3 }, { ("lr %.2e"):format(rate), 4 },
+    { ("norm %.2f"):format(self.norm), 5 }, { ("%.0f img/s"):format(self.pictures / second), 5.5 },
+    { ("%.0f tok/s"):format(self.tokens / second), 1 }, { ("wait %.0f%%"):format(100 * (self.waited or 0) / second), 2.5 },
+    { ("%d MiB"):format(tonumber(C.weft_memory_of(0).peak) / 2 ^ 20), 2 }, { "ETA " .. eta((total_steps - self.step) * self.pace), 8 },
+  }, self.step % o.log_every == 0 or self.step == total_steps)
   self:watch_priors()
   self:watch_waiting(self.waited or 0, since)
   self.waited = 0
@@ -155,6 +159,7 @@ function M:evaluate(label)
   self.model:train()
   self.history = self.history or {}
   table.insert(self.history, { label = label, step = self.step, values = values })
+  if self.events then require("weft.train.tensorboard").evaluated(self, self.history[#self.history]) end
   for _, name in ipairs(sorted(values)) do
     local parts = {}
     for _, k in ipairs(sorted(values[name])) do
@@ -171,6 +176,7 @@ function M:train()
   self.started = files.clock()
   self.model:train()
   if self.step > 0 then self:resume_check() end
+  if self.tensorboard or config_of.get(self.config, "tensorboard", false) then require("weft.train.tensorboard").attach(self) end
   self:print_start()
   if self.data.test:size() == 0 then self.log:line "nothing is held out (data.held_out): there will be no scores" end
   if not self.history then self:evaluate "before" end
@@ -218,6 +224,7 @@ function M:finish()
   -- a page that can't be made costs nobody a run
   local made, wrote, why = pcall(require("weft.report.html").write, { self.dir }, self.dir .. "/report.html")
   if not made or not wrote then self.log:line("note: no report.html: %s", tostring(made and why or wrote)) end
+  if self.events then self.events:finish(true) end
   self.log:line("done in %s: %s/result.json", eta(result.seconds), self.dir)
   return result
 end

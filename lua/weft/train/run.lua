@@ -145,6 +145,10 @@ function Run.open(dir, options)
   local recipe = options.recipe
   if not recipe then
     local path = options.recipe_path or record.path
+    if not require("weft.train").find_recipe(path) then
+      return nil, ("%s: its recipe %s is not here; start from the folder where it was trained%s"):format(dir, tostring(path),
+        options.recipe_path and "" or ", or name the recipe with --recipe where the verb has it")
+    end
     recipe = require("weft.train").load_recipe(path, options.overrides, record.config)
   end
   local changes = resume.changes(record.config, config_of.values(recipe.config))
