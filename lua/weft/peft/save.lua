@@ -30,7 +30,7 @@ local function names_in(which, path)
   return { path, unpack(newer) }
 end
 
----Puts a tensor of a module into a state under its names in a dialect.
+-- Puts a tensor of a module into a state under its names in a dialect.
 function M.put(state, which, path, tail, tensor)
   for _, name in ipairs(names_in(which, path)) do
     local _, half = dialect.ours(name)
