@@ -134,6 +134,9 @@ M.layer_norm = {
     add({ 0, 6 }, true, true)
     add({ 90, 5 }, true, true)
     add({ 100, 600 }, true, true, 1e-6, g.no_grad)  -- cut into pieces: too many to perturb
+    add({ 2, 5000 }, true, true, nil, g.no_grad)
+    add({ 2, 2051 }, true, true, nil, g.no_grad)    -- long rows, of lengths that a GPU takes differently
+    add({ 2, 8200 }, true, true, nil, g.no_grad)
     return list
   end,
   refuses = function(g)
@@ -159,6 +162,10 @@ M.layer_norm_backward = {
     add({ 0, 4 }, true, 7)
     add({ 300, 40 }, true, 7)
     add({ 3, 50, 200 }, true, 7)
+    add({ 3, 1500 }, true, 7)       -- long rows, of lengths that a GPU takes differently
+    add({ 3, 2052 }, true, 7)
+    add({ 3, 515 }, true, 7)
+    add({ 2, 5000 }, true, 1)
     return list
   end,
 }
@@ -212,6 +219,7 @@ M.normalize = {
     add(g.uniform({ 3, 4 }, -0.1, 0.1), 2, 10)         -- below eps: a plain division
     add(g.randn { 2, 5, 150 }, 2, 1e-12, g.no_grad)    -- tiles and pieces: too many to perturb
     add(g.randn { 70, 300 }, 2, 1e-12, g.no_grad)
+    add(g.randn { 2, 8200 }, 2, 1e-12, g.no_grad)
     return list
   end,
   refuses = function(g)
