@@ -182,9 +182,10 @@ describe("a terminal", function()
       stty cols 80 rows 20; luajit -e 'require "weft" print("A", require("weft.terminal").size())'
       stty cols 133 rows 40; luajit -e 'require "weft" print("B", require("weft.terminal").size())'
     ]]
-    tiny.write("/tmp/size.sh", script)
-    local _, out = command.run "LD_PRELOAD= script -qec 'sh /tmp/size.sh' /dev/null"
-    os.remove "/tmp/size.sh"
+    local folder, remove = command.folder()
+    tiny.write(folder .. "/size.sh", script)
+    local _, out = command.run(("LD_PRELOAD= script -qec 'sh %s/size.sh' /dev/null"):format(folder))
+    remove()
     assert.truthy(out:find("A\t80\t20", 1, true), out)
     assert.truthy(out:find("B\t133\t40", 1, true), out)
   end)
