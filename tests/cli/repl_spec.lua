@@ -118,6 +118,16 @@ describe("the prompt on a terminal", function()
     assert.truthy(out:find("\n42\r", 1, true))
   end)
 
+  it("shows the arguments at Tab behind a parenthesis, and keeps the line", function()
+    local out = session {
+      { "Ctrl-D", [[weft.softmax(\t]] },
+      { "dim = -1", [[weft.ones{ 2 }):sum():item() + 41\r]] },
+      { "\n42", [[\004]] },
+    }
+    assert.truthy(out:find("weft.softmax(x, dim = -1)", 1, true), out)
+    assert.truthy(out:find("\n42\r", 1, true), out)
+  end)
+
   it("reads plainly where editing is not wanted", function()
     local out = session { options = " repl --plain",
       { "Ctrl-D", [[print(6 * 7)\n]] },
@@ -144,6 +154,32 @@ describe("completion", function()
   end)
 end)
 
+describe("completion of a run's things", function()
+  local complete = require "weft.cli.complete"
+  local weft = require "weft"
+
+  it("knows the modules and tensors of a model, and the keys of a config", function()
+    local env = { model = weft.nn.Sequential(weft.nn.Linear(2, 3)), config = weft.config { lora = { rank = 4, alpha = 8 }, lr = 1 } }
+    env.model.head = weft.nn.Linear(3, 1)
+    assert.same({ "model.head" }, complete.names("model.hea", env))
+    assert.same({ "model.head.weight" }, complete.names("model.head.wei", env))
+    assert.same({ "config.lora", "config.lr" }, complete.names("config.", env))
+    assert.same({ "config.lora.alpha", "config.lora.rank" }, complete.names("config.lora.", env))
+  end)
+
+  it("shows the arguments of operators, methods, functions and classes", function()
+    local env = { weft = weft, x = weft.ones { 2 }, m = weft.nn.Linear(2, 3) }
+    assert.equal("weft.softmax(x, dim = -1)", complete.arguments("y = weft.softmax", env))
+    assert.equal("x:softmax(dim = -1)", complete.arguments("x:softmax", env))
+    assert.equal("x:abs()", complete.arguments("x:abs", env))
+    assert.equal("weft.capture(model, pattern, ...)", complete.arguments("weft.capture", env))
+    assert.equal("weft.nn.Linear(n_in, n_out, options)", complete.arguments("weft.nn.Linear", env))
+    assert.equal("m:load_state_dict(state, options)", complete.arguments("m:load_state_dict", env))
+    assert.is_nil(complete.arguments("nothing.at.all", env))
+    assert.is_nil(complete.arguments("(1 + 2) ", env))
+  end)
+end)
+
 describe("showing values", function()
   local show = require("weft.cli.show").value
 
@@ -154,6 +190,15 @@ describe("showing values", function()
     local loop = { name = "loop" }
     loop.self = loop
     assert.equal('{ name = "loop", self = { (itself) } }', show(loop))
+  end)
+
+  it("shows all that there is when asked", function()
+    local long = {}
+    for i = 1, 100 do long[i] = { { { { i } } } } end
+    local text = require("weft.cli.show").all(long)
+    assert.is_nil(text:find("more", 1, true))
+    assert.truthy(text:find("100", 1, true))
+    assert.truthy(show(long):find("all(_)", 1, true))  -- bounded again
   end)
 
   it("uses an object's own text", function()

@@ -10,16 +10,71 @@ local function tensor_methods()
   return ok and type(methods) == "table" and methods or {}
 end
 
+local function add(names, t)
+  for k in pairs(type(t) == "table" and t or {}) do
+    if type(k) == "string" and k:find "^[%a_][%w_]*$" then names[k] = true end
+  end
+end
+
 local function collect(names, object)
   local depth = 0
-  while type(object) == "table" and depth < 8 do
-    for k in pairs(object) do
-      if type(k) == "string" and k:find "^[%a_][%w_]*$" then names[k] = true end
+  if type(object) == "table" then
+    -- what a module holds, and a config's keys, lie behind their metatables
+    for _, kind in ipairs { "_children", "_parameters", "_buffers" } do add(names, rawget(object, kind)) end
+    local config = package.loaded["weft.config"]
+    if config and config.is_section(object) then
+      add(names, config.values(object))
+      return
     end
+  end
+  while type(object) == "table" and depth < 8 do
+    add(names, object)
     local mt = getmetatable(object)
     object = type(mt) == "table" and rawget(mt, "__index") or nil
     depth = depth + 1
   end
+end
+
+-- "name(a, b)" of a function of Lua, by its definition's line.
+local function of_function(name, fn)
+  local info = debug.getinfo(fn, "S")
+  local f = info.what == "Lua" and io.open(info.source:sub(2))
+  if not f then return nil end
+  local n, list = 0, nil
+  for line in f:lines() do
+    n = n + 1
+    if n == info.linedefined then
+      list = line:match "function[^(]*%((.-)%)"
+      break
+    end
+  end
+  f:close()
+  return list and ("%s(%s)"):format(name, list) or nil
+end
+
+---The arguments of the function that is about to be called: of what stands before the parenthesis.
+---@param before string  "x = weft.softmax"
+---@param env table
+---@return string?
+function M.arguments(before, env)
+  local path = before:match "([%a_][%w_.:]*)$"
+  if not path then return nil end
+  local operator = path:match "[^.:]+$"
+  local object, owner = env, nil
+  for name in path:gmatch "[^.:]+" do
+    local ok, value = pcall(function() return object[name] end)
+    if not ok or value == nil then return nil end
+    owner, object = object, value
+  end
+  local ops = require "weft.ops"
+  local signature = ops.signatures[operator]
+  if signature and (type(owner) == "cdata" or path:find "^weft%.[^.]+$") then
+    if type(owner) ~= "cdata" then return "weft." .. signature end
+    return path .. signature:gsub("^[^(]*%([^,)]*,?%s*", "(")  -- the tensor itself stands before the colon
+  end
+  if type(object) == "function" then return of_function(path, object) end
+  local init = type(object) == "table" and rawget(object, "init")
+  if type(init) == "function" then return of_function(path, init) end
 end
 
 ---All names that the dotted word may become, sorted.

@@ -21,6 +21,8 @@ extern int rl_attempted_completion_over;
 extern const char *rl_readline_name;
 extern char *rl_line_buffer;
 extern int rl_completion_append_character;
+int rl_on_new_line(void);
+int rl_forced_update_display(void);
 ]]
 
 local M = {}
@@ -96,7 +98,7 @@ end
 
 -- libedit's readline face in its callback form: poll returns at a signal, where its blocking form
 -- would swallow Ctrl-C.
-local function edited(lib, prompts, interrupted, complete)
+local function edited(lib, prompts, interrupted, complete, arguments)
   local lines, remember = history()
   lib.stifle_history(KEPT)
   for _, line in ipairs(lines) do lib.add_history(line) end
@@ -116,6 +118,18 @@ local function edited(lib, prompts, interrupted, complete)
     local before = start > 0 and ffi.string(lib.rl_line_buffer, start):sub(-1) or ""
     if before == '"' or before == "'" then return nil end -- inside a string: libedit completes paths
     lib.rl_attempted_completion_over = 1
+    if before == "(" and arguments and ffi.string(text) == "" then
+      local fine, shown = pcall(arguments, ffi.string(lib.rl_line_buffer, start - 1))
+      if fine and shown then
+        io.write("\n", shown, "\n")
+        io.flush()
+        pcall(function()
+          lib.rl_on_new_line()
+          lib.rl_forced_update_display()
+        end)
+        return nil
+      end
+    end
     local ok, names = pcall(complete, ffi.string(text))
     if not ok or #names == 0 then return nil end
     local common = names[1]
@@ -165,14 +179,14 @@ end
 
 ---A reader of lines: reader(kind) with kind 1 (a new input) or 2 (its continuation) returns a line,
 ---nil at the end, or INTERRUPTED after Ctrl-C.
----@param options table  prompts, interactive, plain, interrupted (function), complete (function)
+---@param options table  prompts, interactive, plain, interrupted (function), complete (function), arguments (function)
 ---@return function
 function M.reader(options)
   if not options.interactive then return plain() end
   if not options.plain then
     for _, name in ipairs { "libedit.so.2", "libedit.so.0", "libedit.so" } do
       local ok, lib = pcall(ffi.load, name)
-      if ok then return edited(lib, options.prompts, options.interrupted, options.complete) end
+      if ok then return edited(lib, options.prompts, options.interrupted, options.complete, options.arguments) end
     end
   end
   return plain(options.prompts, options.interrupted)

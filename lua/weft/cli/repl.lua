@@ -4,8 +4,10 @@ local M = {
   summary = "the prompt: evaluates and prints; Ctrl-C stops a line",
   usage = "[RUN | RECIPE] [key.sub=value ...] [--plain]",
   about = "With a run or a recipe, run, model, data, config and batch are at hand; look() says what can be asked.\n"
-    .. "Nothing that is done there changes the run's folder. The value of an expression is printed; ; at the end silences it; _ is the last value.\n"
-    .. "?NAME explains an operator or a function. An unfinished line goes on in the next. Tab completes names.\n"
+    .. "Nothing that is done there changes the run's folder.\n"
+    .. "The value of an expression is printed; ; at the end silences it; _ is the last value, all(_) shows all of it.\n"
+    .. "?NAME explains an operator or a function. An unfinished line goes on in the next. Tab completes names, and\n"
+    .. "after an opening parenthesis shows the arguments.\n"
     .. "From a pipe, lines are run without banner or prompt; the exit code is 1 if one failed.",
   options = { { "plain", "read lines without editing them" } },
   examples = { "weft", "weft repl runs/quickstart/2026-11-23-run", "echo 'weft.ones{2, 3}:sum()' | weft repl" },
@@ -199,6 +201,7 @@ function M.run(args)
   }
   local weft = require "weft"
   session.env.weft = weft
+  session.env.all = function(v) session.out(require("weft.cli.show").all(v) .. "\n") end
   if interactive then
     core.lib.weft_catch_interrupt(true)
     io.write(("weft %s  %s, %d threads   ?NAME explains, Ctrl-D ends\n"):format(core.version,
@@ -214,6 +217,7 @@ function M.run(args)
       core.state.interrupt = 0
       return was
     end,
+    arguments = function(before) return require("weft.cli.complete").arguments(before, session.env) end,
     complete = function(word) return require("weft.cli.complete").names(word, session.env) end,
   }
   local pending

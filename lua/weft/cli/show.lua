@@ -1,7 +1,7 @@
 -- show.lua: a value as the prompt prints it.
 local M = {}
 
-local MAX_ENTRIES, MAX_DEPTH = 20, 3
+local MAX_ENTRIES, MAX_DEPTH = 20, 3  -- unless all is asked for
 
 local function sorted_keys(t)
   local keys = {}
@@ -36,7 +36,7 @@ local function entries(t, depth, seen)
       end
     end
   end
-  if left > 0 then parts[#parts + 1] = ("... %d more"):format(left) end
+  if left > 0 then parts[#parts + 1] = ("... %d more (all(_) shows them)"):format(left) end
   return parts
 end
 
@@ -71,5 +71,17 @@ end
 ---@param v any
 ---@return string
 function M.value(v) return render(v, 1, {}) end
+
+---The same without bounds: every entry, to any depth.
+---@param v any
+---@return string
+function M.all(v)
+  local entries_, depth_ = MAX_ENTRIES, MAX_DEPTH
+  MAX_ENTRIES, MAX_DEPTH = math.huge, math.huge
+  local ok, text = pcall(render, v, 1, {})
+  MAX_ENTRIES, MAX_DEPTH = entries_, depth_
+  if not ok then error(text, 0) end
+  return text
+end
 
 return M
