@@ -61,6 +61,10 @@ local function shapes(g, add)
   add({ 2, 3, 150 }, 2)                -- more columns than one tile
   add({ 40, 1030 }, 2, g.no_grad)      -- rows in pieces, blocks in a row: too many to perturb
   add({ 3, 70, 200 }, 2, g.no_grad)
+  add({ 2, 3000 }, 2, g.no_grad)       -- long rows, of lengths that a GPU takes differently
+  add({ 2, 2051 }, 2, g.no_grad)
+  add({ 2, 5000 }, 2, g.no_grad)
+  add({ 2, 8200 }, 2, g.no_grad)
 end
 
 local M = {}
