@@ -166,7 +166,7 @@ section("Tensor methods", "Beside the operators. `t.shape`, `t.strides`, `t.ndim
   .. "`t:pow_`, `t:maximum_`, `t:minimum_`. `max`, `min`, `argmax` and `argmin` without a dim take all elements; `eq`, `ne`, `lt`, `le`, `gt`, `ge`, "
   .. "`maximum`, `minimum` and the arithmetic take a number too.", { { "tensor/methods.lua", { M = { "t", method = true } } } })
 section("Memory, threads and the whole", nil, { { "init.lua", { M = { "weft" } } }, { "scope.lua", { M = { "weft" } } },
-  { "trace.lua", { M = { "weft" } } }, { "cuda.lua", { M = { "weft.cuda" } } } })
+  { "cuda.lua", { M = { "weft.cuda" } } } })
 section("Autograd", nil, { { "autograd/init.lua", { M = { "weft" } } }, { "autograd/gradcheck.lua", { M = { "weft" } } } })
 section("Random streams", nil, { { "random.lua", { M = { "weft.random" } } } })
 section("nn: modules", "`nn.Module \"Name\"` makes a class; what follows are its methods, then the layers.", {
@@ -211,6 +211,11 @@ section("train: recipes and runs", nil, {
   { "train/loop.lua", { M = { "run", object = "run" } } }, { "train/step.lua", { M = { "run", object = "run" } } }, { "train/run.lua", { Run = { "run", object = "run", methods = true } } },
 })
 section("ablate: grids of runs", nil, { { "ablate/init.lua", { M = { "weft" } } } })
+section("Looking into models", "What `weft repl RUN` has at hand, and scripts too. `weft.peft.spectrum`, `scale`, `activate` and `disable` are "
+  .. "above.", {
+  { "trace.lua", { M = { "weft" } } }, { "probe/capture.lua", { M = { "weft" } } }, { "probe/flow.lua", { M = { "weft" } } },
+  { "probe/compare.lua", { M = { "weft" } } }, { "probe/attention.lua", { M = { "weft" } } }, { "probe/nearest.lua", { M = { "weft" } } },
+  { "show/init.lua", { M = { "weft" } } }, { "plot.lua", { M = { "weft" } } } })
 section("io: files", nil, {
   { "io/init.lua", { M = { "weft" } } },
   { "io/safetensors.lua", { safetensors = { "weft.io.safetensors" }, File = { "file", object = "file" } } },

@@ -108,7 +108,7 @@ local function fit(values, pairs_)
   values.batch = math.max(2, math.min(values.batch, 2 ^ math.floor(math.log(math.max(train, 2) / 4) / math.log(2))))
   local per_epoch = math.max(1, math.floor(train / values.batch))
   local share = values.warmup_epochs / values.epochs
-  values.epochs = math.max(4, math.min(100, math.ceil(600 / per_epoch)))
+  values.epochs = math.max(4, math.min(60, math.ceil(600 / per_epoch)))
   values.warmup_epochs = math.max(1, math.floor(values.epochs * share + 0.5))
   values.warmup_steps = math.min(values.warmup_steps, math.max(5, math.floor(0.05 * per_epoch * values.epochs)))
   return per_epoch * values.epochs

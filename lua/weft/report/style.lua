@@ -54,7 +54,7 @@ figcaption small{font-weight:400;color:var(--soft)}
 .wide{overflow-x:auto} table{border-collapse:collapse;font-size:.9rem;margin:.3rem 0}
 th,td{padding:.22rem .7rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top;font-weight:400}
 thead th{font-weight:600;border-bottom:2px solid var(--rule);vertical-align:bottom} .n{text-align:right;font-variant-numeric:tabular-nums}
-td.n,th[scope=row]{white-space:nowrap}
+td.n,th[scope=row]{white-space:nowrap} td{min-width:5.2rem} td.n{min-width:0}
 tr.best{background:var(--panel)} tr.best th,tr.best td{font-weight:600} tr.chance{color:var(--soft)}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem}
 .sample{break-inside:avoid;background:var(--panel);padding:.6rem;border-radius:6px;overflow-wrap:anywhere}
