@@ -78,6 +78,7 @@ function M.of(v)
     return picture, "picture"
   end
   if not A.is_tensor(v) then A.raise("show: a tensor or the path of a picture is expected, got %s", A.typename(v)) end
+  if v.device ~= "cpu" then v = v:detach():to "cpu" end
   local n, shape = v.ndim, v.shape
   if v:numel() == 0 then A.raise("show: the tensor [%s] is empty", table.concat(shape, ",")) end
   if n == 3 and shape[3] == 3 and v.dtype == "uint8" then return v, "picture" end
