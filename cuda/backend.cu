@@ -58,12 +58,14 @@ static weft_status complaints(cuda_device *d) {
     const char *op = cuda_host->op_name(f.op);
     switch (f.what) {
     case FAULT_INDEX: {
-        const char *what = f.op == OP_embedding || f.op == OP_embedding_backward ? "id" : "index";
+        const bool target = f.op == OP_cross_entropy || f.op == OP_cross_entropy_backward;
+        const char *what = f.op == OP_embedding || f.op == OP_embedding_backward ? "id" : target ? "target" : "index";
+        const char *place = target ? "row" : "position";
         if (f.high < f.low)
-            return weft_fail(WEFT_EINVAL, "%s: %s %lld, position %lld: there is nothing to choose from, on %s", op, what,
-                             (long long)f.value, (long long)f.position + 1, d->name);
-        return weft_fail(WEFT_EINVAL, "%s: %s %lld outside %lld..%lld, position %lld, on %s", op, what,
-                         (long long)f.value, (long long)f.low, (long long)f.high, (long long)f.position + 1, d->name);
+            return weft_fail(WEFT_EINVAL, "%s: %s %lld, %s %lld: there is nothing to choose from, on %s", op, what,
+                             (long long)f.value, place, (long long)f.position + 1, d->name);
+        return weft_fail(WEFT_EINVAL, "%s: %s %lld outside %lld..%lld, %s %lld, on %s", op, what, (long long)f.value,
+                         (long long)f.low, (long long)f.high, place, (long long)f.position + 1, d->name);
     }
     case FAULT_PROBABILITY:
         return weft_fail(WEFT_EINVAL, "%s: probability %g outside 0..1, position %lld, on %s", op, f.value,
