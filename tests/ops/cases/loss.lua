@@ -141,6 +141,8 @@ M.cross_entropy = {
     add(0, 4, nil, nil, "sum")
     add(0, 4, nil, nil, "none")
     add(70, 700, -100, 0.1, "mean", g.no_grad)  -- cut into pieces: too many to perturb
+    add(3, 4200, -100, 0.1, "mean", g.no_grad)  -- long rows, of lengths that a GPU takes differently
+    add(3, 2051, -100, 0, "none", g.no_grad)
     return list
   end,
   refuses = function(g)
@@ -182,6 +184,7 @@ M.cross_entropy_soft = {
     add(3, 1)
     add(0, 3, "sum")
     add(40, 900, "mean", g.no_grad)  -- cut into pieces: too many to perturb
+    add(3, 4200, "mean", g.no_grad)  -- longer than a GPU's registers hold
     return list
   end,
   refuses = function(g)
@@ -195,13 +198,15 @@ M.cross_entropy_soft = {
 M.cross_entropy_soft_backward = {
   cases = function(g)
     local list = {}
-    for needs = 1, 3 do
-      for _, reduction in ipairs { "mean", "sum", "none" } do
-        list[#list + 1] = { inputs = { g.randn(reduction == "none" and { 4 } or {}), g.randn { 4, 9 },
-          needs ~= 2 and g.uniform({ 4, 9 }, 0, 1) or nil, g.uniform({ 4 }, 2, 3), n = 4 },
-          attrs = { reduction, needs, n = 2 }, reference = cross_entropy_soft_backward }
-      end
+    local function add(needs, reduction, c)
+      list[#list + 1] = { inputs = { g.randn(reduction == "none" and { 4 } or {}), g.randn { 4, c },
+        needs ~= 2 and g.uniform({ 4, c }, 0, 1) or nil, g.uniform({ 4 }, 2, 3), n = 4 },
+        attrs = { reduction, needs, n = 2 }, reference = cross_entropy_soft_backward }
     end
+    for needs = 1, 3 do
+      for _, reduction in ipairs { "mean", "sum", "none" } do add(needs, reduction, 9) end
+    end
+    add(3, "mean", 4200)  -- longer than a GPU's registers hold
     return list
   end,
 }
