@@ -19,7 +19,7 @@ local config = weft.config {
 
   warmup_epochs = 10, epochs = 28, phase_switch = "rebuild",
   batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 1, head_lr = 2, lora_plus_ratio = 1,
-  weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1,
+  weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1, average = 0,
 
   features = { enabled = true, memory = 256, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.2, length = 24, vocab = 600, tokenizer = "", size = 112, resize = 112, fit = "stretch",

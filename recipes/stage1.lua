@@ -17,7 +17,7 @@ local config = weft.config {
 
   warmup_epochs = 5, epochs = 50, phase_switch = "rebuild",
   batch = 64, accumulate = 2, lr = 2e-4, lora_lr = 1, head_lr = 1, lora_plus_ratio = 1,
-  weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 1000, lr_floor = 0.1,
+  weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 1000, lr_floor = 0.1, average = 0,
 
   features = { enabled = true, memory = 1024, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256, fit = "crop",

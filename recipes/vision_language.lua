@@ -38,6 +38,11 @@ function Stage1:init(c, data)
       return name:find "^vision.*lora" or name:find "^compress" or name:find "^language" or name:find "^itc%.%a+_proj"
     end })
   end
+  if c.average > 0 then
+    self.average = losses.Momentum(self, { momentum = c.average, warmup = true, only = function(name)
+      return name:find "lora_" or not name:find "^vision"
+    end })
+  end
   self.features = weft.train.features(c.features)
   self.features.dir, self.flip = data.dir and data.dir .. "/features", data.flip
 end
@@ -108,6 +113,12 @@ function Stage1:losses(batch)
 end
 
 -- --- what evaluation asks
+-- Runs fn with the average of the weights over the last steps in their place, once there is one.
+function Stage1:averaged(fn, ...)
+  if not (self.average and self.average:begun()) then return fn(...) end
+  return self.average:with(fn, ...)
+end
+
 function Stage1:embed(batch)
   local V = self.compress(self.vision(batch.pixels).patches)
   return self.itc:project(self:dual(V, batch))
@@ -134,6 +145,11 @@ function Stage1:caption(batch, data, options)
   return texts
 end
 
+for _, name in ipairs { "embed", "match", "caption_loss", "caption" } do
+  local ask = Stage1[name]
+  Stage1[name] = function(self, ...) return self:averaged(ask, self, ...) end
+end
+
 function Stage1:metrics()
   local c = self.itc.counts or {}
   return { itm_acc = self.itm.accuracy, itm_majority = self.itm.majority, itc_negatives = c.negatives, itc_same_picture = c.same_picture,
@@ -156,7 +172,7 @@ end
 
 -- What a run leaves beside its figures.
 local function finish(run, result)
-  peft.save(run.model.vision, run.dir .. "/adapter", { base = run.config.encoder.pretrained,
+  run.model:averaged(peft.save, run.model.vision, run.dir .. "/adapter", { base = run.config.encoder.pretrained,
     preprocessing = weft.io.preprocess.of_run(run.data.train.options) })
   require("weft.report.sheet").write(run, run.dir .. "/samples", result.captions and result.captions.samples)
   require("weft.report.curves").write(run.dir)

@@ -16,7 +16,7 @@ M.tiny = {
   memory = { kind = "larimar", slots = 4 },
   itc = { dim = 24, queue = 16, tau = 0.07, alpha = 0, momentum = 0 },
   itm = { source = "queue" },
-  weights = { itc = 1, itm = 0.5, lm = 1, memory = 0.1 },
+  weights = { itc = 1, itm = 0.5, lm = 1, memory = 0.1 }, average = 0,
   features = { enabled = false, memory = 0, disk = 0 },
   data = { size = 56, length = 12, vocab = 64, batch = 6 },
 }
@@ -30,7 +30,7 @@ M.base = {
   memory = { kind = "larimar", slots = 32 },
   itc = { dim = 256, queue = 64, tau = 0.07, alpha = 0, momentum = 0 },
   itm = { source = "queue" },
-  weights = { itc = 1, itm = 0.5, lm = 1, memory = 0.1 },
+  weights = { itc = 1, itm = 0.5, lm = 1, memory = 0.1 }, average = 0,
   features = { enabled = false, memory = 0, disk = 0 },
   data = { size = 224, length = 40, vocab = 32768, batch = 8 },
 }

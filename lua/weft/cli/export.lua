@@ -29,22 +29,26 @@ function M.run(args)
   local export = require "weft.models.export"
   local o = data.train and data.train.options or {}
   local preprocessing = o.resize and { resize = require("weft.data.captioned").resize_of(o), size = o.size, mean = o.mean, std = o.std } or nil
-  if model.vision then
-    if idle(model.vision) and not args.force then
-      error("the adapter changes nothing: every B is zero, so the base would be exported; --force does it all the same", 0)
+  local function write()
+    if model.vision then
+      if idle(model.vision) and not args.force then
+        error("the adapter changes nothing: every B is zero, so the base would be exported; --force does it all the same", 0)
+      end
+      local difference, note = export.encoder(model.vision, dir .. "/encoder", { preprocessing = preprocessing })
+      print(("%s/encoder: merged; a picture's features differ by at most %.2g from those with the adapter beside"):format(dir, difference))
+      if note then print("  " .. note) end
     end
-    local difference, note = export.encoder(model.vision, dir .. "/encoder", { preprocessing = preprocessing })
-    print(("%s/encoder: merged; a picture's features differ by at most %.2g from those with the adapter beside"):format(dir, difference))
-    if note then print("  " .. note) end
+    if model.language then
+      export.language(model.language, dir .. "/language", { tokenizer = data.tokenizer, special = data.special })
+      print(("%s/language: %s"):format(dir, data.tokenizer and "with its tokenizer" or "without a tokenizer"))
+    end
+    local record = assert(require("weft.io.json").read(args[1] .. "/config.json"))
+    export.whole(model, dir .. "/whole", { config = record.config, special = data.special, tokenizer = data.tokenizer,
+      preprocessing = preprocessing, skip = { "queue.", "momentum.", "average." } })
+    print(("%s/whole"):format(dir))
   end
-  if model.language then
-    export.language(model.language, dir .. "/language", { tokenizer = data.tokenizer, special = data.special })
-    print(("%s/language: %s"):format(dir, data.tokenizer and "with its tokenizer" or "without a tokenizer"))
-  end
-  local record = assert(require("weft.io.json").read(args[1] .. "/config.json"))
-  export.whole(model, dir .. "/whole", { config = record.config, special = data.special, tokenizer = data.tokenizer,
-    preprocessing = preprocessing, skip = { "queue.", "momentum." } })
-  print(("%s/whole"):format(dir))
+  -- the weights that its scores were made with
+  if model.averaged then model:averaged(write) else write() end
   return 0
 end
 

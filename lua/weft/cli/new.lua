@@ -18,7 +18,7 @@ local FORMS = {
 -- Sections and keys in the order of the recipes; others follow by name.
 local ORDER = { "seed", "encoder", "lora", "compress", "language", "fusion", "memory", "itc", "itm", "weights", "warmup_epochs", "epochs",
   "phase_switch", "batch", "accumulate", "lr", "lora_lr", "head_lr", "lora_plus_ratio", "weight_decay", "betas", "eps", "clip", "warmup_steps",
-  "lr_floor", "features", "data", "checkpoint_every", "keep_checkpoints", "log_every" }
+  "lr_floor", "average", "features", "data", "checkpoint_every", "keep_checkpoints", "log_every" }
 local INSIDE = { "kind", "root", "pretrained", "hidden", "width", "rank", "alpha", "layers", "ff", "heads", "image", "patch", "size", "resize",
   "fit", "length", "vocab", "enabled" }
 

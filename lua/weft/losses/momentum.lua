@@ -10,13 +10,14 @@ local Momentum = module.class("Momentum", module.base)
 
 ---The copy begins equal to the parameters when it is first used or moved.
 ---@param owner table  the module whose parameters are followed (not a child of this one)
----@param options table  momentum (.995), only (function of a name: which parameters)
+---@param options table  momentum (.995), only (function of a name: which parameters), warmup (false; true: at
+---  move t, from 1, at most t / (9 + t), so that a short run's copy forgets where it began)
 function Momentum:init(owner, options)
-  local o = A.options(options, { momentum = 0.995, only = function() return true end }, "Momentum")
+  local o = A.options(options, { momentum = 0.995, only = function() return true end, warmup = false }, "Momentum")
   if not (o.momentum > 0 and o.momentum < 1) then
     A.raise("Momentum: momentum must lie in (0, 1), got %s; for none make no Momentum", tostring(o.momentum))
   end
-  self.momentum = o.momentum
+  self.momentum, self.warmup = o.momentum, o.warmup
   rawset(self, "owner", owner)
   rawset(self, "places", {})
   for name, t, m, key in owner:named_parameters() do
@@ -48,6 +49,9 @@ function Momentum:branched()
   end)
 end
 
+---Whether the copy has begun.
+function Momentum:begun() return self.started:item() > 0 end
+
 local function ready(self)
   if self.started:item() == 0 then self:reset() end
 end
@@ -61,8 +65,14 @@ function Momentum:after_step()
       pairs_[#pairs_ + 1] = self._buffers[p.shadow]
       pairs_[#pairs_ + 1] = p.module._parameters[p.key]
     end
+    local m = self.momentum
+    if self.warmup then
+      local t = self.started:item()
+      m = math.min(m, t / (9 + t))
+      self.started:fill_(t + 1)
+    end
     local list, n = A.tensors(pairs_, "Momentum", "parameters")
-    A.check(C.weft_ema_(list, n, self.momentum))
+    A.check(C.weft_ema_(list, n, m))
   end)
 end
 
