@@ -207,9 +207,11 @@ weft_status weft_requires_grad_(weft_tensor *t, bool flag) {
                                           "use detach()", weft_grad_op(t));
     if (flag == t->requires_grad) return WEFT_OK;
     if (flag) {
-        if (t->v.dtype != WEFT_FLOAT32 && t->v.dtype != WEFT_FLOAT64)
-            return weft_fail(WEFT_EAUTOGRAD, "requires_grad_: only float32 and float64 tensors have gradients, got %s",
-                             weft_dtype_name(t->v.dtype));
+        // bfloat16 is a dtype to compute in on GPUs only; meta stands for any device
+        const bool half = t->v.dtype == WEFT_BFLOAT16;
+        if (t->v.dtype != WEFT_FLOAT32 && t->v.dtype != WEFT_FLOAT64 && !(half && t->v.device != WEFT_CPU))
+            return weft_fail(WEFT_EAUTOGRAD, "requires_grad_: only float32 and float64 tensors have gradients, got %s%s",
+                             weft_dtype_name(t->v.dtype), half ? " on the CPU; on a GPU bfloat16 ones have them too" : "");
         h->node = weft_node_new(NODE_LEAF, 0, 1, 0);
         if (!h->node) return WEFT_ENOMEM;
         h->node->out_view[0] = t->v;
