@@ -172,8 +172,12 @@ uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed) {
 }
 
 uint64_t weft_checksum(const weft_tensor *t, uint64_t seed) {
-    if (!t->v.data || t->v.device != WEFT_CPU) return seed;
-    weft_tensor *c = weft_is_contiguous(t) ? NULL : weft_contiguous(t);
+    if (!t->v.data) return seed;
+    const bool was = weft_set_grad_enabled(false);
+    const bool copy = t->v.device != WEFT_CPU || !weft_is_contiguous(t);
+    weft_tensor *c = !copy ? NULL : t->v.device != WEFT_CPU ? weft_to_device(t, WEFT_CPU) : weft_contiguous(t);
+    weft_set_grad_enabled(was);
+    if (copy && !c) return seed;
     const weft_view *v = c ? &c->v : &t->v;
     uint64_t h = weft_hash_bytes(v->data, v->numel * weft_dtype_size(v->dtype), seed);
     weft_free(c);

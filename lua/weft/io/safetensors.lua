@@ -114,7 +114,7 @@ local function sorted_keys(t, what)
 end
 
 ---Writes tensors, and metadata if given, as Hugging Face's writer lays them out. The file is replaced
----whole or not at all.
+---whole or not at all. What lies on a GPU is copied from there.
 ---@param path string
 ---@param tensors table<string, weft.Tensor>
 ---@param metadata table<string, string>?
@@ -127,13 +127,19 @@ function safetensors.save(path, tensors, metadata)
     args.raise("safetensors.save: a table of tensors is expected, got %s", args.typename(tensors))
   end
   local names, keys = sorted_keys(tensors, "tensors"), sorted_keys(metadata or {}, "metadata")
+  local near = {}
   local c_names = ffi.new("const char *[?]", #names + 1)
   local c_tensors = ffi.new("weft_tensor *[?]", #names + 1)
   local c_keys = ffi.new("const char *[?]", #keys + 1)
   local c_values = ffi.new("const char *[?]", #keys + 1)
   for i, name in ipairs(names) do
     c_names[i - 1] = name
-    c_tensors[i - 1] = args.tensor(tensors[name], "safetensors.save", name)
+    local t = tensors[name]
+    c_tensors[i - 1] = args.tensor(t, "safetensors.save", name)
+    if t.device ~= "cpu" and t.device ~= "meta" then
+      near[#near + 1] = t:detach():to "cpu"
+      c_tensors[i - 1] = near[#near].p
+    end
   end
   for i, key in ipairs(keys) do
     local value = metadata[key]
@@ -143,6 +149,7 @@ function safetensors.save(path, tensors, metadata)
     c_keys[i - 1], c_values[i - 1] = key, value
   end
   local status = C.weft_safetensors_write(path, #names, c_names, c_tensors, #keys, c_keys, c_values)
+  for _, t in ipairs(near) do t:free() end
   if status == C.WEFT_OK then return true end
   if status == C.WEFT_EIO or status == C.WEFT_ENOMEM then return failure() end
   args.raise("safetensors.save: %s", ffi.string(C.weft_error()))
