@@ -1,6 +1,7 @@
 -- adamw.lua: AdamW (Loshchilov and Hutter 2019), decoupled weight decay:
 -- p *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
--- p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t counted for each parameter.
+-- p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t counted for each parameter. Of a bfloat16
+-- parameter a float32 master is moved, and the parameter is rounded from it.
 local A = require "weft.args"
 local C = require("weft.core").lib
 local Optimizer = require "weft.optim.optimizer"
@@ -10,15 +11,17 @@ local Optimizer = require "weft.optim.optimizer"
 ---
 ---    local o = weft.optim.AdamW({ { params = matrices, weight_decay = 0.05 }, { params = rest } }, { lr = 2e-4 })
 ---    loss:backward(); weft.optim.clip_grad_norm(o, 1.0); o:step(); o:zero_grad()
-local AdamW = Optimizer.class("AdamW", { lr = 1e-3, betas = { 0.9, 0.98 }, eps = 1e-8, weight_decay = 0 }, { "m", "v" })
+local AdamW = Optimizer.class("AdamW", { lr = 1e-3, betas = { 0.9, 0.98 }, eps = 1e-8, weight_decay = 0 }, { "m", "v" },
+  { "m", "v", "master" })
 
 AdamW.needs_slots = true
 function AdamW:wants_slots() return true end
 
-function AdamW:move(group, list, n, lr, t)
+function AdamW:move(group, list, n, lr, t, dtype)
   local betas = group.betas
   if type(betas) ~= "table" or #betas ~= 2 then A.raise("AdamW: %s: betas: a table of two is expected", group.name) end
-  return C.weft_adamw_(list, n, lr, betas[1], betas[2], group.eps, group.weight_decay, t)
+  local row = dtype == "bfloat16" and C.weft_adamw_mixed_ or C.weft_adamw_
+  return row(list, n, lr, betas[1], betas[2], group.eps, group.weight_decay, t)
 end
 
 return AdamW

@@ -32,7 +32,7 @@ end
 
 local function norm_of(by_dtype)
   local total
-  for _, dtype in ipairs { "float32", "float64" } do
+  for _, dtype in ipairs { "float32", "float64", "bfloat16" } do
     if by_dtype[dtype] then
       local handle = C.weft_global_norm(pointers(by_dtype[dtype]))
       if handle == nil then A.fail() end

@@ -1,5 +1,5 @@
 -- ema.lua: a moving average of parameters: average = d average + (1 - d) parameter. The decay warms up:
--- d = min(decay, (1 + t) / (10 + t)) at update t, which counts from 0.
+-- d = min(decay, (1 + t) / (10 + t)) at update t, which counts from 0. Of bfloat16 it is kept in float32.
 local ffi = require "ffi"
 local A = require "weft.args"
 local C = require("weft.core").lib
@@ -35,21 +35,23 @@ function EMA:track(params)
     local name, t = entry[1], entry[2]
     if (self.every or t.requires_grad) and not known[named.id(t)] then
       if self.by_name[name] then A.raise("EMA: two tensors are called %s", name) end
-      local e = { name = name, t = t, average = no_grad(function() return t:detach():clone():keep() end) }
+      local e = { name = name, t = t, average = no_grad(function()
+        return (t.dtype == "bfloat16" and t:detach():to "float32" or t:detach():clone()):keep()
+      end) }
       self.entries[#self.entries + 1], self.by_name[name] = e, e
     end
   end
   -- one call for each dtype
   self.lists = {}
-  for _, dtype in ipairs { "float32", "float64" } do
-    local pairs_ = {}
+  for _, dtype in ipairs { "float32", "float64", "bfloat16" } do
+    local list = { dtype = dtype }
     for _, e in ipairs(self.entries) do
-      if e.t.dtype == dtype then pairs_[#pairs_ + 1] = e end
+      if e.t.dtype == dtype then list[#list + 1] = e end
     end
-    if #pairs_ > 0 then
-      local p = ffi.new("const weft_tensor *[?]", 2 * #pairs_)
-      for i, e in ipairs(pairs_) do p[2 * i - 2], p[2 * i - 1] = e.average.p, e.t.p end
-      table.insert(self.lists, { p, 2 * #pairs_ })
+    if #list > 0 then
+      list.p = ffi.new("const weft_tensor *[?]", 2 * #list)
+      for i, e in ipairs(list) do list.p[2 * i - 2], list.p[2 * i - 1] = e.average.p, e.t.p end
+      table.insert(self.lists, list)
     end
   end
   return self
@@ -65,7 +67,19 @@ end
 function EMA:update()
   if self.swapped then A.raise("EMA: the averages are swapped in; swap() them out before update()") end
   local d = self:decay_now()
-  for _, list in ipairs(self.lists) do A.check(C.weft_ema_(list[1], list[2], d)) end
+  no_grad(function()
+    for _, list in ipairs(self.lists) do
+      local wide = {}
+      if list.dtype == "bfloat16" then
+        for i, e in ipairs(list) do
+          wide[i] = e.t:detach():to "float32"
+          list.p[2 * i - 1] = wide[i].p
+        end
+      end
+      A.check(C.weft_ema_(list.p, 2 * #list, d))
+      for _, t in ipairs(wide) do t:free() end
+    end
+  end)
   self.updates = self.updates + 1
   return self
 end
@@ -74,10 +88,21 @@ end
 function EMA:swap()
   no_grad(function()
     for _, e in ipairs(self.entries) do
-      local kept = e.t:detach():clone()
-      e.t:copy_(e.average)
-      e.average:copy_(kept)
-      kept:free()
+      if e.t.dtype == "bfloat16" then      -- which can't hold the average
+        if self.swapped then
+          e.t:copy_(e.kept)
+          e.kept:free()
+          e.kept = nil
+        else
+          e.kept = e.t:detach():clone():keep()
+          e.t:copy_(e.average)
+        end
+      else
+        local kept = e.t:detach():clone()
+        e.t:copy_(e.average)
+        e.average:copy_(kept)
+        kept:free()
+      end
     end
   end)
   self.swapped = not self.swapped

@@ -5,15 +5,17 @@ local A = require "weft.args"
 local C = require("weft.core").lib
 local no_grad = require("weft.autograd").no_grad
 local create = require("weft.tensor").create
+local ops = require("weft.ops").functions
 local is_module = require("weft.nn.module").is_module
 local named = require "weft.optim.named"
 
 local Optimizer = {}
 
 ---A new kind of optimizer. defaults: options that a group may have for itself; slots: names of the
----tensors kept for each parameter; width: tensors that move() takes for each parameter.
-function Optimizer.class(name, defaults, slots)
-  local class = { type = name, defaults = defaults, slots = slots }
+---tensors kept for each parameter. mixed: those of a bfloat16 parameter, all of them float32; the last
+---one, "master", is the parameter itself, which is rounded from it. Without mixed none is taken.
+function Optimizer.class(name, defaults, slots, mixed)
+  local class = { type = name, defaults = defaults, slots = slots, mixed = mixed }
   for key, fn in pairs(Optimizer) do class[key] = fn end
   class.class, class.__index = nil, class
   class.__tostring = class.describe
@@ -68,8 +70,8 @@ function Optimizer:extend(params)
   for _, e in ipairs(self:entries()) do
     local old = before[named.id(e.t)]
     if old then
-      e.steps = old.steps
-      for _, slot in ipairs(self.slots) do e[slot] = old[slot] end
+      e.steps, e.version = old.steps, old.version
+      for _, slot in ipairs(self:slots_of(e)) do e[slot] = old[slot] end
     end
   end
   self.steps = steps
@@ -104,7 +106,11 @@ function Optimizer:add_group(group)
       if self._where[id] then A.raise("%s: %s is already in %s", where, name, self._where[id]) end
       if names[name] then A.raise("%s: two tensors are called %s (the other is in %s)", where, name, names[name]) end
       names[name] = g.name
-      if not t.dtype:find "^float[36]" then A.raise("%s: %s is %s; float32 or float64 is expected", where, name, t.dtype) end
+      if not t.dtype:find "^float[36]" and not (t.dtype == "bfloat16" and self.mixed) then
+        A.raise("%s: %s is %s; %s is expected%s", where, name, t.dtype,
+          self.mixed and "float32, float64 or bfloat16" or "float32 or float64",
+          t.dtype == "bfloat16" and " (AdamW keeps float32 masters of bfloat16)" or "")
+      end
       seen[id] = name
       entries[#entries + 1] = { name, t, name = name, t = t, steps = 0 }
     end
@@ -115,7 +121,7 @@ function Optimizer:add_group(group)
   end
   for id in pairs(seen) do self._where[id] = g.name end
   g.params, g.entries, g.base_lr = nil, entries, g.lr
-  g.list = ffi.new("const weft_tensor *[?]", #entries * (2 + #self.slots))
+  g.list = ffi.new("const weft_tensor *[?]", #entries * (2 + #(self.mixed or self.slots)))
   self.groups[number] = g
   return self
 end
@@ -152,12 +158,25 @@ function Optimizer:zero_grad()
   return self
 end
 
+---Names of the tensors that are kept for one parameter.
+function Optimizer:slots_of(e) return e.t.dtype == "bfloat16" and self.mixed or self.slots end
+
+local function slot_dtype(e) return e.t.dtype == "bfloat16" and "float32" or e.t.dtype end
+
 local function new_slots(self, e)
-  for _, slot in ipairs(self.slots) do
+  for _, slot in ipairs(self:slots_of(e)) do
     local spec = e.t.shape
-    spec.dtype, spec.device = e.t.dtype, e.t.device
-    e[slot] = create.zeros(spec):keep()
+    spec.dtype, spec.device = slot_dtype(e), e.t.device
+    e[slot] = slot == "master" and e.t:detach():to("float32"):keep() or create.zeros(spec):keep()
   end
+  e.version = C.weft_version_of(e.t.p)
+end
+
+-- Where someone else wrote into a bfloat16 parameter, what it holds now takes the place of its master.
+local function follow(e)
+  if not e.master or e.version == C.weft_version_of(e.t.p) then return end
+  local now = e.t:detach():to "float32"
+  e.master:copy_(ops.where(e.master:to("bfloat16"):to("float32"):eq(now), e.master, now))
 end
 
 -- Moves the parameters of a group that share step and dtype in one call, then the next such bucket.
@@ -166,6 +185,7 @@ local function step_group(self, group, lr, grads)
   local waiting = 0
   for _, e in ipairs(entries) do
     e.grad = grads[e]
+    follow(e)
     if e.grad then
       if self.slots[1] and not e[self.slots[1]] and self:wants_slots(group) then new_slots(self, e) end
       waiting = waiting + 1
@@ -179,7 +199,7 @@ local function step_group(self, group, lr, grads)
         if e ~= first then e.steps = e.steps + 1 end
         list[n], list[n + 1] = e.t.p, e.grad
         n = n + 2
-        for _, slot in ipairs(self.slots) do
+        for _, slot in ipairs(self:slots_of(e)) do
           list[n] = e[slot] and e[slot].p or e.grad
           n = n + 1
         end
@@ -189,7 +209,10 @@ local function step_group(self, group, lr, grads)
     end
     -- `first` moves its count last: the others were compared with it
     first.steps = first.steps + 1
-    A.check(self:move(group, list, n, lr, first.steps))
+    A.check(self:move(group, list, n, lr, first.steps, first.t.dtype))
+  end
+  for _, e in ipairs(entries) do
+    if e.master then e.version = C.weft_version_of(e.t.p) end
   end
 end
 
@@ -239,7 +262,7 @@ function Optimizer:state()
   local tensors, counts = {}, {}
   for _, e in ipairs(self:entries()) do
     counts[e.name] = e.steps
-    for _, slot in ipairs(self.slots) do
+    for _, slot in ipairs(self:slots_of(e)) do
       if e[slot] then tensors[slot .. "." .. e.name] = e[slot] end
     end
   end
@@ -254,14 +277,14 @@ function Optimizer:load_state(state)
   for _, e in ipairs(self:entries()) do
     mine[e.name] = e
     if not values.counts[e.name] then problems[#problems + 1] = "missing " .. e.name end
-    for _, slot in ipairs(self.slots) do
+    for _, slot in ipairs(self:slots_of(e)) do
       local t = state.tensors[slot .. "." .. e.name]
       if not t and (values.counts[e.name] or 0) > 0 and self.needs_slots then
         problems[#problems + 1] = ("missing %s.%s"):format(slot, e.name)
       end
-      if t and (table.concat(t.shape, ",") ~= table.concat(e.t.shape, ",") or t.dtype ~= e.t.dtype) then
+      if t and (table.concat(t.shape, ",") ~= table.concat(e.t.shape, ",") or t.dtype ~= slot_dtype(e)) then
         problems[#problems + 1] = ("%s.%s is %s [%s], expected %s [%s]"):format(slot, e.name, t.dtype, table.concat(t.shape, ","),
-          e.t.dtype, table.concat(e.t.shape, ","))
+          slot_dtype(e), table.concat(e.t.shape, ","))
       end
     end
   end
@@ -270,7 +293,7 @@ function Optimizer:load_state(state)
   end
   for name in pairs(state.tensors) do
     local slot, rest = name:match "^([^.]+)%.(.*)$"
-    if not mine[rest] or not self:has_slot(slot) then problems[#problems + 1] = "extra " .. name end
+    if not mine[rest] or not self:has_slot(mine[rest], slot) then problems[#problems + 1] = "extra " .. name end
   end
   if #problems > 0 then
     table.sort(problems)
@@ -282,9 +305,9 @@ function Optimizer:load_state(state)
       e.steps = values.counts[name]
       if state.tensors[self.slots[1] .. "." .. name] then
         if not e[self.slots[1]] then new_slots(self, e) end
-        for _, slot in ipairs(self.slots) do e[slot]:copy_(state.tensors[slot .. "." .. name]) end
+        for _, slot in ipairs(self:slots_of(e)) do e[slot]:copy_(state.tensors[slot .. "." .. name]) end
       else
-        for _, slot in ipairs(self.slots) do e[slot] = nil end
+        for _, slot in ipairs(self:slots_of(e)) do e[slot] = nil end
       end
     end
   end)
@@ -292,8 +315,8 @@ function Optimizer:load_state(state)
   return self
 end
 
-function Optimizer:has_slot(name)
-  for _, slot in ipairs(self.slots) do
+function Optimizer:has_slot(e, name)
+  for _, slot in ipairs(self:slots_of(e)) do
     if slot == name then return true end
   end
   return false
@@ -305,10 +328,14 @@ function Optimizer:describe()
   local lines, lrs = {}, self:lrs()
   lines[1] = ("%s at step %d"):format(self.type, self.steps)
   for i, g in ipairs(self.groups) do
-    local n = 0
-    for _, e in ipairs(g.entries) do n = n + e.t:numel() end
-    lines[#lines + 1] = ("  %s: %s parameters in %d tensors, lr %.4g (base %.4g), weight decay %g"):format(
-      g.name, commas(n), #g.entries, lrs[i], g.lr, g.weight_decay)
+    local n, masters = 0, 0
+    for _, e in ipairs(g.entries) do
+      n = n + e.t:numel()
+      if e.t.dtype == "bfloat16" then masters = masters + 1 end
+    end
+    lines[#lines + 1] = ("  %s: %s parameters in %d tensors, lr %.4g (base %.4g), weight decay %g%s"):format(
+      g.name, commas(n), #g.entries, lrs[i], g.lr, g.weight_decay,
+      masters > 0 and (", float32 masters of %d in bfloat16"):format(masters) or "")
   end
   return table.concat(lines, "\n")
 end
