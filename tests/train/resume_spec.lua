@@ -81,7 +81,7 @@ describe("a run that was stopped", function()
 
   it("goes on to the same bits with momentum, accumulation, flips and plain text", function()
     tiny.write(work .. "/text.txt", "a red dog\n\nthe blue bird sings\nso it goes\nno more than this\nand one more\n")
-    local more = { "itc.momentum=0.9", "itc.alpha=0.4", "accumulate=2", "batch=2", "data.flip=true", "data.text=" .. work .. "/text.txt",
+    local more = { "itc.momentum=0.9", "itc.alpha=0.4", "accumulate=2", "batch=2", "data.flip=true", "average=0.9", "data.text=" .. work .. "/text.txt",
       "fusion.layers=2" }
     for _, step in ipairs { 5, 11 } do assert.same(whole(more), (resumed(stopped_at(step, more))).hashes) end
   end)
