@@ -56,7 +56,8 @@ function Stage1:patches(batch)
   return (self.features:batch(batch.image_ids, function(rows)
     local places = {}
     for k, row in ipairs(rows) do places[k] = at[row] end
-    return self.vision(weft.index_select(batch.pixels, weft.tensor(places, { dtype = "int64" }), 1)).patches
+    local at_rows = weft.tensor(places, { dtype = "int64", device = batch.pixels.device })
+    return self.vision(weft.index_select(batch.pixels, at_rows, 1)).patches
   end))
 end
 

@@ -109,7 +109,7 @@ function M.cases(e, which)
   local list = e[which](g)
   if M.device == "cpu" then return list end
   for _, case in ipairs(list) do
-    case.inputs = M.map(case.inputs, function(t) return t:to(M.device) end)
+    case.inputs = M.map(case.inputs, function(t) return t.device == "meta" and t or t:to(M.device) end)
   end
   return list
 end

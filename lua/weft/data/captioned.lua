@@ -150,6 +150,26 @@ local function drop_damaged(self, batch, problems)
   return again
 end
 
+-- Tensors of a batch on the device and in the dtype that the model computes in (self.placement).
+local function placed(self, batch, keep)
+  local to = self.placement
+  if not to or #batch.indices == 0 then return batch end
+  local function move(part, name, dtype)
+    local t = part[name]
+    if not t then return end
+    local y = t:to(to.device):to(dtype or t.dtype)
+    if y == t then return end
+    part[name] = keep and y:keep() or y
+    t:free()
+  end
+  for _, part in ipairs { batch, batch.text } do
+    move(part, "pixels", to.dtype)
+    move(part, "ids")
+    move(part, "mask")
+  end
+  return batch
+end
+
 local function all_rows(n)
   local out = {}
   for b = 1, n do out[b] = b end
@@ -184,7 +204,7 @@ function Dataset:batch_of(indices, with_pixels)
     if #batch.indices == 0 then A.raise("no picture of this batch can be read: %s", path) end
   end
   batch.micro, batch.token_share = 1, 1
-  return batch
+  return (placed(self, batch))
 end
 
 -- Plain text of a micro-step: the next lines of a permutation that is keyed by seed and pass.
@@ -282,7 +302,7 @@ function Dataset:reader(o)
         batch.text = { ids = ids:keep(), mask = mask:keep(), tokens = n, token_share = share(n, lines, o.accumulate) }
       end
     end
-    return batch
+    return (placed(self, batch, true))
   end
 end
 

@@ -9,6 +9,7 @@ local ops = require("weft.ops").functions
 local Linear = require "weft.nn.linear"
 
 local ITC = module.class("ITC", module.base)
+ITC.wide = true
 
 ---@param options table  image and text (widths), dim (256), tau (.07: a parameter, kept in tau_min .. tau_max,
 ---  .001 to .5), alpha (0: share of soft targets)
@@ -18,21 +19,25 @@ function ITC:init(options)
   self.alpha, self.tau_min, self.tau_max = o.alpha, o.tau_min, o.tau_max
   self.image_proj = Linear(o.image, o.dim)
   self.text_proj = Linear(o.text, o.dim)
+  self.image_proj.wide, self.text_proj.wide = true, true
   self:parameter("tau", {}, initial.constant(o.tau))
   self.skipped = 0
 end
 
 ---L2-normalised projections of pooled features [B, width] -> [B, dim].
+---In float32 at the least, whatever the features come in: similarities are.
 function ITC:project(image, text)
-  return image and ops.normalize(self.image_proj(image)), text and ops.normalize(self.text_proj(text))
+  local function one(proj, x) return x and ops.normalize(proj(x:to(proj.weight.dtype))) end
+  return one(self.image_proj, image), one(self.text_proj, text)
 end
 
-local function int64(values)
-  if A.is_tensor(values) then return (values:to "int64") end
+-- Whole numbers as a tensor on the device of `like`.
+local function int64(values, like)
+  if A.is_tensor(values) then return (values:to { dtype = "int64", device = like and like.device }) end
   local t = create.empty { #values, dtype = "int64" }
   local p = t:data()
   for i, v in ipairs(values) do p[i - 1] = v end
-  return t
+  return like and t:to(like.device) or t
 end
 ITC.int64 = int64
 
@@ -86,7 +91,7 @@ function ITC.pair_loss(f, alpha)
   pair.rows = #rows
   if #rows == 0 then return pair end
   if #rows < B then
-    local index = int64(rows)
+    local index = int64(rows, i2t)
     i2t, t2i = ops.index_select(i2t, index, 1), ops.index_select(t2i, index, 1)
   end
   pair.i2t, pair.t2i = i2t:mean(), t2i:mean()
@@ -103,9 +108,11 @@ function ITC:forward(image, text, batch, queue, keys)
   if self.tau.device == "cpu" then
     local tau = self.tau:data()
     tau[0] = math.min(math.max(tau[0], self.tau_min), self.tau_max)
+  else
+    autograd.no_grad(function() self.tau:copy_(ops.clamp(self.tau, self.tau_min, self.tau_max)) end)
   end
   local q_image, q_text = self:project(image, text)
-  local ids, captions = int64(batch.image_ids), int64(batch.caption_ids)
+  local ids, captions = int64(batch.image_ids, image), int64(batch.caption_ids, image)
   if ids:size(1) ~= image:size(1) or captions:size(1) ~= image:size(1) then
     A.raise("ITC: %d pictures, %d image_ids, %d caption_ids", image:size(1), ids:size(1), captions:size(1))
   end

@@ -30,7 +30,7 @@ local function pick(index, B, batch_rows, queue_rows)
   local n = queue_rows:size(1)
   local from_batch = ops.index_select(batch_rows, ops.clamp(index, 0, B - 1), 1)
   local from_queue = ops.index_select(queue_rows, ops.clamp(index - B, 0, n - 1), 1):to(batch_rows.dtype)
-  local in_batch = ops.lt(index, create.full { value = B, dtype = "int64" })
+  local in_batch = ops.lt(index, create.full { value = B, dtype = "int64", device = index.device })
   local shape = { index:size(1) }
   for i = 2, batch_rows.ndim do shape[i] = 1 end
   return (ops.where(in_batch:reshape(shape), from_batch, from_queue))
@@ -91,7 +91,7 @@ function ITM:forward(fuse, V, pair, batch, queue)
   self.accuracy, self.majority = right / (B + valid), math.max(B, valid) / (B + valid)
   -- mean similarity (over tau) of what was drawn: how hard the negatives are
   self.likeness = likeness / valid
-  return (ops.cross_entropy(logits, target))
+  return (ops.cross_entropy(logits, target:to(logits.device)))
 end
 
 ---Log-odds that pictures and captions match [n]: what re-ranking and accuracy read.

@@ -7,6 +7,7 @@ local create = require("weft.tensor").create
 local C = require("weft.core").lib
 
 local Momentum = module.class("Momentum", module.base)
+Momentum.host_buffers = { started = true }
 
 ---The copy begins equal to the parameters when it is first used or moved.
 ---@param owner table  the module whose parameters are followed (not a child of this one)

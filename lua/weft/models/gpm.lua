@@ -6,6 +6,7 @@ local ops = require("weft.ops").functions
 local create = require("weft.tensor").create
 
 local M = nn.Module "Memory"
+M.wide = true  -- its matrices are inverted: float32 at the least
 
 local function eye(t)
   local rows, columns = t:size(1), t:size(2)
@@ -100,12 +101,12 @@ end
 ---@param V weft.Tensor  [B, P, C], of the picture alone; or codes [B, C]
 ---@return weft.Tensor z, weft.Tensor kl  [B, C], and the mean over the batch
 function M:forward(V)
-  local codes = V.ndim == 3 and V:mean(2) or V
+  local codes = (V.ndim == 3 and V:mean(2) or V):to(self.memory_mean.dtype)
   if codes:size(2) ~= self.width then
     A.raise("gpm: codes of %d are expected, got [%s]", self.width, table.concat(V.shape, ","))
   end
   local z, kl = run(self, codes, self.training and self.episode or 1, self.training and not self.deterministic)
-  return z, kl:mean()
+  return z:to(V.dtype), kl:mean()
 end
 
 return M

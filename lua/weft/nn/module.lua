@@ -294,7 +294,8 @@ function Module:zero_grad()
   return self
 end
 
----Converts or moves every parameter and buffer: model:to "float64".
+---Converts or moves every parameter and buffer: model:to "float64". A class with `wide = true` keeps
+---its dtype where a 16-bit one is asked for; buffers that it lists in `host_buffers` stay on the CPU.
 function Module:to(target)
   local options = target
   if type(target) == "string" then
@@ -302,13 +303,15 @@ function Module:to(target)
     options = is_dtype and { dtype = target } or { device = target }
   end
   local integral, moved = { device = options.device }, {}
+  local narrow = options.dtype == "bfloat16" or options.dtype == "float16"
   each(self, function(m)
     for _, kind in ipairs { "_parameters", "_buffers" } do
       for key, t in pairs(m[kind]) do
         local id = tostring(t.p)
         local y = moved[id]
+        if not y and m.host_buffers and m.host_buffers[key] then moved[id], y = t, t end
         if not y then
-          y = t:detach():to(t.dtype:find "float" and target or integral)
+          y = t:detach():to(t.dtype:find "float" and not (narrow and m.wide) and options or integral)
           -- what stays as it is keeps its handle, which optimizers hold
           y = y.dtype == t.dtype and y.device == t.device and t or y:keep()
           if y ~= t and t.requires_grad then y:requires_grad_() end

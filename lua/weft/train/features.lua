@@ -36,7 +36,7 @@ end
 
 local function get(self, id)
   if self.held[id] then return self.held[id] end
-  return assert(require("weft.io.safetensors").load(path_of(self, id))).features
+  return (assert(require("weft.io.safetensors").load(path_of(self, id))).features:to(self.device or "cpu"))
 end
 
 -- Features of some rows. Which pictures go together depends on what is known already, so their bits
@@ -67,6 +67,7 @@ function Cache:batch(ids, compute)
   local fresh
   if #missing > 0 then
     fresh = autograd.no_grad(fresh_of, self, compute, missing)
+    self.device = fresh.device
     self.computed = self.computed + #missing
     for k, i in ipairs(missing) do
       parts[i] = fresh:select(1, k)

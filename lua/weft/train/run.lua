@@ -2,6 +2,7 @@
 -- going on. What a step costs is decided in the model; when things change, in phases.lua.
 local A = require "weft.args"
 local C = require("weft.core").lib
+local ffi = require "ffi"
 local autograd = require "weft.autograd"
 local checkpoint = require "weft.train.checkpoint"
 local config_of = require "weft.config"
@@ -25,7 +26,7 @@ local function settings(c)
     clip = get(c, "clip", 1.0), warmup_steps = get(c, "warmup_steps", 1000), lr_floor = get(c, "lr_floor", 0.1),
     lora_lr = get(c, "lora_lr", 1), lora_plus_ratio = get(c, "lora_plus_ratio", 1), head_lr = get(c, "head_lr", 1),
     checkpoint_every = get(c, "checkpoint_every", 0), keep_checkpoints = get(c, "keep_checkpoints", 2),
-    log_every = get(c, "log_every", 20),
+    log_every = get(c, "log_every", 20), device = get(c, "device", "cpu"), dtype = get(c, "dtype", "float32"),
   }
   for _, key in ipairs { "epochs", "batch", "accumulate" } do
     if o[key] < 1 or o[key] % 1 ~= 0 then A.raise("config: %s: a whole number from 1 is expected, got %s", key, tostring(o[key])) end
@@ -44,6 +45,21 @@ local function new_dir(recipe, options)
   return dir
 end
 
+-- The model, and what the data hands over, on the device and in the dtype of the config.
+local function place(self, o)
+  if o.device == "cpu" and o.dtype == "float32" then return end
+  local device = A.device(o.device, "config: device")
+  if not ({ float32 = true, float64 = true, bfloat16 = true })[o.dtype] then
+    A.raise("config: dtype: float32, bfloat16 (on a GPU) or float64 is expected, got %s", tostring(o.dtype))
+  end
+  if o.dtype == "bfloat16" and device == C.WEFT_CPU then
+    A.raise "config: dtype=bfloat16 wants a GPU (device=cuda); the CPU computes in float32"
+  end
+  if C.weft_memory_of(device) == nil then A.raise("config: device: %s", ffi.string(C.weft_error())) end
+  self.model:to { device = o.device, dtype = o.dtype }
+  for _, set in pairs { self.data.train, self.data.test } do set.placement = { device = o.device, dtype = o.dtype } end
+end
+
 local function build(recipe, dir, options)
   local c = recipe.config
   local o = settings(c)
@@ -56,6 +72,7 @@ local function build(recipe, dir, options)
   self.model = recipe.model(c, self.data)
   self.model:assign_paths()
   self.model:initialize(o.seed)
+  place(self, o)
   self.plan = phases.plan(recipe.phases, o.epochs)
   for _, set in pairs { self.data.train, self.data.test } do
     set.on_damage = function(name, message) self:damage(name, message) end
@@ -76,7 +93,6 @@ end
 
 local function environment()
   local core = require "weft.core"
-  local ffi = require "ffi"
   return { weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
     blas = ffi.string(C.weft_blas_name()), threads = C.weft_threads(), began = os.date "!%Y-%m-%dT%H:%M:%SZ" }
 end
