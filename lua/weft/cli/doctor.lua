@@ -97,7 +97,11 @@ local function gpu(weft)
   local ok, cuda = pcall(function() return weft.cuda end)
   if ok and type(cuda) == "table" and cuda.is_available then
     local usable, reason = cuda.is_available()
-    if usable then return (found or "usable") end
+    if usable then
+      local list = {}
+      for i = 1, cuda.device_count() do list[i] = ("cuda:%d %s"):format(i - 1, cuda.describe("cuda:" .. i - 1)) end
+      return table.concat(list, "; ")
+    end
     return (found or "none") .. ": " .. tostring(reason) .. "; everything runs on the CPU"
   end
   return (found or "none found") .. ": this build computes on the CPU alone"

@@ -1,0 +1,128 @@
+-- device_spec.lua: GPUs as devices: what is said when there is none, moving, memory, counters, errors
+-- that come late. On the simulated GPU (WEFT_TEST_DEVICE=cuda-sim).
+local weft = require "weft"
+local command = require "tests.support.command"
+
+local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
+
+describe("without a GPU", function()
+  it("says so, with the reason, and everything else works", function()
+    local usable, reason = weft.cuda.is_available()
+    if usable then return end
+    assert.is_string(reason)
+    assert.equal(0, weft.cuda.device_count())
+    local ok, message = pcall(weft.zeros, { 2, device = "cuda" })
+    assert.is_false(ok)
+    assert.matches("cuda:0 can't be used: ", message)
+    assert.equal(2, weft.ones { 2 }:sum():item())
+  end)
+
+  it("refuses a library that is not weft's, or of another operator table", function()
+    local function tried(library)
+      local _, out = command.run(("WEFT_CUDA_LIBRARY=%s bin/weft doctor"):format(library))
+      return out
+    end
+    assert.matches("was not loaded", tried "/nowhere/libweft_cuda.so")
+    assert.matches("it is not weft's", tried "libm.so.6")
+    local folder, remove = command.folder()
+    local source = folder .. "/other.c"
+    local f = assert(io.open(source, "w"))
+    f:write [[
+      #include <stdint.h>
+      static struct { uint32_t abi; uint64_t hash; void *f[3]; } door;
+      const void *weft_device_entry(const void *host) { (void)host; door.abi = ABI; door.hash = 7; return &door; }
+    ]]
+    f:close()
+    for abi, want in pairs { [1] = "another operator table", [99] = "version 99 of the device interface" } do
+      local library = ("%s/other%d.so"):format(folder, abi)
+      assert.equal(0, os.execute(("gcc -shared -fPIC -DABI=%d -o %s %s"):format(abi, library, source)))
+      assert.matches(want, tried(library))
+    end
+    remove()
+  end)
+end)
+
+if device ~= "cpu" then
+  describe("on " .. device, function()
+    local function counters() return weft.cuda.counters(device) end
+
+    it("moves tensors there and back, gradients too", function()
+      local x = weft.randn { 3, 4, requires_grad = true }
+      local y = (x:to(device):transpose(1, 2) * 2):to "cpu"
+      assert.equal("cpu", y.device)
+      y:sum():backward()
+      assert.equal("cpu", x.grad.device)
+      assert.equal(2, x.grad:narrow(1, 1, 1):max(2):item())
+    end)
+
+    it("keeps bits of every dtype on the way", function()
+      for _, dtype in ipairs { "float32", "float64", "bfloat16", "float16", "int32", "int64", "uint8", "bool" } do
+        local x = (weft.randn { 37 } * 9):to(dtype)
+        local y = x:to(device):to "cpu"
+        assert.equal(dtype, y.dtype)
+        assert.is_true(require("tests.support.near").same(x, y))
+      end
+    end)
+
+    it("waits only where a value is asked for", function()
+      local a, b = weft.randn { 8, 8 }:to(device), weft.randn { 8, 8 }:to(device)
+      local blocking = os.getenv "WEFT_CUDA_BLOCKING" == "1"
+      local before = counters()
+      local y = ((a + b) * a):exp():sum()
+      local after = counters()
+      assert.equal(4, after.launches - before.launches)
+      if not blocking then assert.equal(0, after.synchronizations - before.synchronizations) end
+      y:item()
+      assert.equal(1, counters().downloads - after.downloads)
+    end)
+
+    it("counts its memory to the byte, and gives it back", function()
+      collectgarbage() collectgarbage()
+      local m = weft.memory(device)
+      local x = weft.zeros { 1000, 1000, device = device }
+      assert.is_true(weft.memory(device).live - m.live >= 4e6)
+      x:free()
+      assert.equal(m.live, weft.memory(device).live)
+    end)
+
+    it("says what was asked for, live, cached and free when memory runs out", function()
+      local ok, message = pcall(weft.zeros, { 2 ^ 20, 2 ^ 12, device = device })
+      assert.is_false(ok)
+      assert.matches("out of memory on " .. device:gsub("%-", "%%-") .. ": requested %d+ bytes, live %d+, cached %d+, free on the device %d+", message)
+    end)
+
+    it("refuses operands of two devices by name", function()
+      local ok, message = pcall(function() return weft.ones { 2 } + weft.ones { 2, device = device } end)
+      assert.is_false(ok)
+      assert.matches("is on " .. device:gsub("%-", "%%-") .. ", a on cpu; move one with to", message)
+    end)
+
+    it("tells of an index out of range at the next wait at the latest", function()
+      local table_ = weft.randn { 5, 2 }:to(device)
+      local ids = weft.tensor({ 1, 7 }, { dtype = "int64" }):to(device)
+      local ok, message = pcall(function() return weft.embedding(ids, table_):sum():item() end)
+      assert.is_false(ok)
+      assert.matches("embedding.*7", message)
+      assert.equal(10, weft.ones({ 5, 2, device = device }):sum():item())  -- and goes on
+    end)
+
+    it("prints, fills, writes parts of itself and takes tensors of the CPU", function()
+      local t = weft.zeros { 3, 4, device = device }
+      t[2]:fill_(7)
+      t:transpose(1, 2)[1]:copy_(weft.tensor { 1, 2, 3 })
+      assert.same({ { 1, 0, 0, 0 }, { 2, 7, 7, 7 }, { 3, 0, 0, 0 } }, t:totable())
+      assert.matches(device:gsub("%-", "%%-") .. ".*7.0000", tostring(t))
+    end)
+
+    it("saves and hashes what lies there", function()
+      local folder, remove = command.folder()
+      local x = weft.randn { 5, 3 }
+      assert(weft.io.safetensors.save(folder .. "/x.safetensors", { x = x:to(device) }))
+      local back = assert(weft.io.safetensors.load(folder .. "/x.safetensors")).x
+      assert.is_true(require("tests.support.near").same(x, back))
+      local sum = require("weft.train.checkpoint").checksum
+      assert.equal(sum { x = x }, sum { x = x:to(device) })
+      remove()
+    end)
+  end)
+end
