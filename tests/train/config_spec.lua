@@ -54,7 +54,7 @@ local moves = {
   ["weights.memory"] = 0.3, ["weights.text"] = { 0.5, with = function() return { "data.text=" .. text } end },
   warmup_epochs = 0, epochs = 3, phase_switch = "extend", batch = 3, accumulate = 3, lr = 0.004, lora_lr = 3, head_lr = 2,
   lora_plus_ratio = 4, weight_decay = 0.5, betas = "[0.8,0.98]", eps = 1e-3, clip = 0.01, warmup_steps = { 1, with = function() return { "epochs=30" } end },
-  lr_floor = { 0.9 }, average = 0.9, ["data.held_out"] = 0.4, ["data.length"] = 8, ["data.vocab"] = 280, ["data.size"] = 14,
+  lr_floor = { 0.9 }, device = "cuda-sim", dtype = "float64", average = 0.9, ["data.held_out"] = 0.4, ["data.length"] = 8, ["data.vocab"] = 280, ["data.size"] = 14,
   ["data.resize"] = 40, ["data.fit"] = "stretch", ["data.flip"] = "true", ["data.limit"] = 20, ["data.text"] = function() return text end,
   ["features.enabled"] = { "false", moves = "features" }, ["features.memory"] = { 0.002, moves = "features" },
   ["features.disk"] = { 1, moves = "features" }, ["data.threads"] = { 2, moves = "threads" }, ["data.cache"] = { 0, moves = "cached" },
