@@ -127,7 +127,7 @@ local function export_models(size, bases, out)
   end
   local captions = { "A red square.", "A small red bar.", "A blue square, isn't it?", "naïve 12 cats" }
   local tokenizer = weft.tokenizer.train(captions, { vocab_size = 300, special_tokens = { "<pad>", "<s>", "</s>" } })
-  local model = weft.models.llama.new { vocab = tokenizer.size, width = 24, layers = 2, heads = 2, ff = 40 }
+  local model = weft.models.llama.new { vocab = tokenizer.size, width = 24, layers = 2, heads = 2, ff = 40, rope_theta = 5000 }
   model:eval()
   local dir = out .. "/language"
   export.language(model, dir, { tokenizer = tokenizer, special = { pad = 0, bos = 1, eos = 2 } })

@@ -82,8 +82,10 @@ def noise(model, scale=0.05):
 def fresh(kind, size):
     torch.manual_seed(7)
     if kind == "llama":
+        # another base than the default, which each generation keeps in its own place
+        theta = {"rope_theta": 5000.0} if GENERATION < 5 else {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}
         config = transformers.LlamaConfig(**LLAMAS[size], num_key_value_heads=LLAMAS[size]["num_attention_heads"], tie_word_embeddings=True,
-                                          max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+                                          max_position_embeddings=128, **theta, pad_token_id=0, bos_token_id=1, eos_token_id=2)
         return transformers.LlamaForCausalLM(config)
     if kind == "registers":
         model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**SIZES[size], num_register_tokens=4))

@@ -211,4 +211,27 @@ describe("generate", function()
     collectgarbage() collectgarbage()
     assert.is_true(weft.memory().live <= before)
   end)
+
+  it("takes the rotary base from where newer files keep it, and refuses what is not computed", function()
+    local command, json = require "tests.support.command", require "weft.io.json"
+    local dir, remove = command.folder()
+    assert(os.execute(("cp tests/golden/llama_tiny/*.* %s/"):format(dir)) == 0)
+    local function with(changes)
+      local config = json.read "tests/golden/llama_tiny/config.json"
+      for key, v in pairs(changes) do config[key] = v end
+      assert(json.write(dir .. "/config.json", config))
+      return Llama.from_pretrained(dir)
+    end
+    local old = with { rope_theta = 5000 }
+    local new = with { rope_theta = json.null, rope_parameters = { rope_theta = 5000, rope_type = "default" } }
+    assert.equal(5000, old.config.rope_theta)
+    assert.equal(5000, new.config.rope_theta)
+    for key, v in pairs { hidden_act = "gelu", attention_bias = true, mlp_bias = true, head_dim = 16, rope_scaling = { rope_type = "llama3" },
+      num_key_value_heads = 2 } do
+      local ok, message = pcall(with, { [key] = v })
+      assert.is_false(ok, key)
+      assert.truthy(message:find(({ rope_scaling = "rope_type", num_key_value_heads = "key heads" })[key] or key, 1, true), message)
+    end
+    remove()
+  end)
 end)

@@ -1,6 +1,7 @@
 -- dinov2_config.lua: sizes of DINOv2 models and what config.json says. Keys are those of config.json.
 -- Sizes and defaults are those of the published checkpoints, not of any library's classes.
 local A = require "weft.args"
+local settings = require "weft.models.settings"
 
 local M = {}
 
@@ -28,6 +29,13 @@ local ignored = {
   "output_attentions", "output_hidden_states", "id2label", "label2id", "num_labels", "problem_type",
 }
 
+local kinds = {
+  hidden_size = "size", num_hidden_layers = "layers", num_attention_heads = "size", image_size = "size", patch_size = "size",
+  num_channels = "size", mlp_ratio = "positive", use_swiglu_ffn = "boolean", qkv_bias = "boolean", layer_norm_eps = "from_zero",
+  layerscale_value = "number", drop_path_rate = "rate", hidden_dropout_prob = "rate", attention_probs_dropout_prob = "rate",
+  num_register_tokens = "count", use_mask_token = "boolean", initializer_range = "from_zero", hidden_act = "text", pos_interp = "text",
+}
+
 ---A complete config from a size's name ("base", "base-registers"), or a table that may name a `size`.
 ---@param spec string|table
 ---@return table
@@ -50,11 +58,18 @@ function M.complete(spec)
     if k ~= "size" then merged[k] = v end
   end
   local config = A.options(merged, M.defaults, "dinov2")
+  settings.check("dinov2", config, kinds)
   if config.hidden_act ~= "gelu" then
     A.raise("dinov2: hidden_act %s: only gelu (exact) is known; the published models use it", tostring(config.hidden_act))
   end
   if config.hidden_size % config.num_attention_heads ~= 0 then
     A.raise("dinov2: hidden_size %d is no multiple of %d heads", config.hidden_size, config.num_attention_heads)
+  end
+  if config.patch_size > config.image_size then
+    A.raise("dinov2: image_size %d is less than one patch of %d", config.image_size, config.patch_size)
+  end
+  if config.hidden_size * config.mlp_ratio > 2 ^ 24 then
+    A.raise("dinov2: mlp_ratio %g: a feed-forward part of %g is more than any model has", config.mlp_ratio, config.hidden_size * config.mlp_ratio)
   end
   config.pos_interp = config.pos_interp or (config.num_register_tokens > 0 and "antialias" or "size")
   return config
@@ -68,6 +83,7 @@ function M.read(path, overrides)
   local json = require "weft.io.json"
   local raw, message = json.read(path)
   if raw == nil then return nil, message end
+  if type(raw) ~= "table" or json.is_array(raw) then return nil, path .. ": an object of settings is expected" end
   if raw.model_type ~= nil and not tostring(raw.model_type):find "^dinov2" then
     return nil, ("%s: model_type is %s; dinov2 or dinov2_with_registers is expected"):format(path, tostring(raw.model_type))
   end

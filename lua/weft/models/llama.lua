@@ -8,6 +8,7 @@ local initial = require "weft.nn.initial"
 local scope = require("weft.scope").scope
 local ops = require("weft.ops").functions
 local pool = require "weft.models.pool"
+local settings = require "weft.models.settings"
 
 -- --- rotary positions
 local Rotary = nn.Module "Rotary"
@@ -129,9 +130,13 @@ local defaults = {
   rope_theta = 10000, eps = 1e-6, tied = true, dropout = 0, init_std = 0.02,
 }
 
+local kinds = { vocab = "size", width = "size", layers = "layers", ff = "size", heads = "size", rope_theta = "positive",
+  eps = "from_zero", tied = "boolean", dropout = "rate", init_std = "from_zero" }
+
 ---@param config table  vocab, width, layers, ff; heads (width / 64), rope_theta, eps, tied, dropout, init_std
 function Llama:init(config)
   local c = A.options(config, defaults, "llama")
+  settings.check("llama", c, kinds)
   c.heads = c.heads or math.max(1, math.floor(c.width / 64))
   if c.width % c.heads ~= 0 or (c.width / c.heads) % 2 ~= 0 then
     A.raise("llama: %d heads do not divide a width of %d into even parts", c.heads, c.width)
@@ -310,12 +315,32 @@ local from_file = { vocab_size = "vocab", hidden_size = "width", num_hidden_laye
 ---A model from a Hugging Face directory: config.json and model.safetensors.
 ---@param dir string
 function Llama.from_pretrained(dir)
-  local raw, message = require("weft.io.json").read(dir .. "/config.json")
+  local json = require "weft.io.json"
+  local raw, message = json.read(dir .. "/config.json")
   if raw == nil then A.raise("%s", message) end
+  if type(raw) ~= "table" or json.is_array(raw) then A.raise("%s/config.json: an object of settings is expected", dir) end
+  for key, v in pairs(raw) do
+    if v == json.null then raw[key] = nil end
+  end
   local config = {}
   for theirs, ours in pairs(from_file) do config[ours] = raw[theirs] end
+  -- newer files keep the rotary positions' settings in a table of their own
+  local rope = raw.rope_parameters or raw.rope_scaling or {}
+  if type(rope) ~= "table" then A.raise("llama: %s: rope_parameters: an object is expected, got %s", dir, A.typename(rope)) end
+  config.rope_theta = rope.rope_theta or config.rope_theta
+  local function only(what, v, known)
+    if v ~= nil and v ~= known then A.raise("llama: %s: %s is %s; only %s is computed", dir, what, tostring(v), tostring(known)) end
+  end
+  only("rope_type", rope.rope_type or rope.type, "default")
+  only("hidden_act", raw.hidden_act, "silu")
+  only("attention_bias", raw.attention_bias, false)
+  only("mlp_bias", raw.mlp_bias, false)
+  if type(raw.num_attention_heads) == "number" and type(raw.hidden_size) == "number" then
+    only("head_dim", raw.head_dim, raw.hidden_size / raw.num_attention_heads)
+  end
   if raw.num_key_value_heads ~= nil and raw.num_key_value_heads ~= raw.num_attention_heads then
-    A.raise("llama: %s: %d key heads for %d query heads; only one each is known", dir, raw.num_key_value_heads, raw.num_attention_heads)
+    A.raise("llama: %s: %s key heads for %s query heads; only one each is known", dir, tostring(raw.num_key_value_heads),
+      tostring(raw.num_attention_heads))
   end
   local state
   state, message = require("weft.io.safetensors").load(dir .. "/model.safetensors")

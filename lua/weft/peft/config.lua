@@ -23,13 +23,13 @@ end
 -- What every module has beside its methods.
 local taken = { new = true, type = true, base = true, training = true }
 
-local function whole(n) return type(n) == "number" and n % 1 == 0 end
+local function whole(n) return type(n) == "number" and n % 1 == 0 and math.abs(n) <= 2 ^ 24 end
 
 -- A pattern table as an ordered list: PEFT takes the first that matches, and files hold them sorted.
 local function ordered(patterns, what, check)
   if type(patterns) ~= "table" then A.raise("peft.lora: %s: a table { pattern = number } is expected", what) end
   local list = {}
-  for i, entry in ipairs(patterns) do list[i] = { entry[1], entry[2] } end
+  for i, entry in ipairs(patterns) do list[i] = type(entry) == "table" and { entry[1], entry[2] } or { entry } end
   local keys = {}
   for k in pairs(patterns) do
     if type(k) == "string" then keys[#keys + 1] = k end
@@ -61,7 +61,10 @@ function M.complete(options)
   if not whole(c.rank) or c.rank < 1 then
     A.raise("peft.lora: rank: a whole number from 1 is expected, got %s", tostring(c.rank))
   end
-  if type(c.alpha) ~= "number" or not (c.alpha > 0) then
+  for _, key in ipairs { "rslora", "dora", "lora_bias" } do
+    if type(c[key]) ~= "boolean" then A.raise("peft.lora: %s: true or false is expected, got %s", key, A.typename(c[key])) end
+  end
+  if type(c.alpha) ~= "number" or not (c.alpha > 0 and c.alpha < math.huge) then
     A.raise("peft.lora: alpha: a number above 0 is expected, got %s", tostring(c.alpha))
   end
   if type(c.dropout) ~= "number" or not (c.dropout >= 0 and c.dropout < 1) then
@@ -85,6 +88,9 @@ function M.complete(options)
   end
   if type(c.exclude) ~= "string" then c.exclude = names(c.exclude, "exclude") end
   c.modules_to_save, c.layers_pattern = names(c.modules_to_save, "modules_to_save"), names(c.layers_pattern, "layers_pattern")
+  if c.layers ~= nil and type(c.layers) ~= "number" and type(c.layers) ~= "table" then
+    A.raise("peft.lora: layers: numbers of layers are expected, got %s", A.typename(c.layers))
+  end
   if type(c.layers) == "number" then c.layers = { c.layers } end
   for i, n in ipairs(c.layers or {}) do
     if not whole(n) or n < 0 then
