@@ -8,10 +8,11 @@ local build = os.getenv "WEFT_BUILD" or "build"
 local flags = "-std=gnu11 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Icore -I" .. build .. "/generated"
 
 local targets = {
-  { name = "safetensors", sources = "core/io/safetensors.c", words = { '"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"F32"', '"BF16"',
+  { name = "safetensors", source = "core/io/safetensors.c", defines = "-Dmmap=guarded_map -Dmunmap=guarded_unmap",
+    words = { '"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"F32"', '"BF16"',
     '"I64"', '"BOOL"', "9223372036854775807", "18446744073709551615", "4294967296", "[0,0]", "-1", "{}", "[]" },
     seeds = { "tests/golden/lora/plain/adapter_model.safetensors", "tests/golden/gpm.safetensors", "tests/golden/lora/dora/adapter_model.safetensors" } },
-  { name = "json", sources = "core/io/json.c", words = { "null", "true", "false", "1e308", "-0", "1e-400", "NaN", "Infinity", '"\\\\ud800"', '"\\\\u0000"',
+  { name = "json", source = "core/io/json.c", words = { "null", "true", "false", "1e308", "-0", "1e-400", "NaN", "Infinity", '"\\\\ud800"', '"\\\\u0000"',
     "[[", "{}", '":"', "0.1", "18446744073709551616" },
     seeds = { "tests/golden/lora/plain/adapter_config.json", "tests/golden/dinov2_mlp/config.json", "tests/golden/lora_transformers5/patterns/adapter_config.json" } },
 }
@@ -31,8 +32,8 @@ describe("libFuzzer #slow", function()
       if missing then return pending "clang with libFuzzer and the sanitizers is not at hand" end
       local binary, corpus = folder .. "/" .. target.name, folder .. "/" .. target.name .. "-corpus"
       -- the reader is compiled here, so that the fuzzer sees its branches; the rest comes from the library
-      local code, out, err = run.run(("clang %s tests/fuzz/c/%s.c %s $(pkg-config --cflags --libs jansson) -L%s -lweft -Wl,-rpath,$PWD/%s -o %s"):format(
-        flags, target.name, target.sources, build, build, binary))
+      local code, out, err = run.run(("clang %s %s -c %s -o %s.o && clang %s tests/fuzz/c/%s.c %s.o $(pkg-config --libs jansson) -L%s -lweft -Wl,-rpath,$PWD/%s -o %s")
+        :format(flags, target.defines or "", target.source, binary, flags, target.name, binary, build, build, binary))
       assert.equal(0, code, out .. err)
       assert(files.make_dirs(corpus))
       for i, path in ipairs(target.seeds) do assert(files.write(("%s/%d"):format(corpus, i), assert(files.read(path)))) end
