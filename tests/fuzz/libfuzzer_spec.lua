@@ -14,7 +14,8 @@ local targets = {
     seeds = { "tests/golden/lora/plain/adapter_model.safetensors", "tests/golden/gpm.safetensors", "tests/golden/lora/dora/adapter_model.safetensors" } },
   { name = "json", source = "core/io/json.c", words = { "null", "true", "false", "1e308", "-0", "1e-400", "NaN", "Infinity", '"\\\\ud800"', '"\\\\u0000"',
     "[[", "{}", '":"', "0.1", "18446744073709551616" },
-    seeds = { "tests/golden/lora/plain/adapter_config.json", "tests/golden/dinov2_mlp/config.json", "tests/golden/lora_transformers5/patterns/adapter_config.json" } },
+    seeds = { "tests/golden/lora/plain/adapter_config.json",
+      "tests/golden/dinov2_mlp/config.json", "tests/golden/lora_transformers5/patterns/adapter_config.json" } },
 }
 
 describe("libFuzzer #slow", function()
@@ -32,7 +33,8 @@ describe("libFuzzer #slow", function()
       if missing then return pending "clang with libFuzzer and the sanitizers is not at hand" end
       local binary, corpus = folder .. "/" .. target.name, folder .. "/" .. target.name .. "-corpus"
       -- the reader is compiled here, so that the fuzzer sees its branches; the rest comes from the library
-      local code, out, err = run.run(("clang %s %s -c %s -o %s.o && clang %s tests/fuzz/c/%s.c %s.o $(pkg-config --libs jansson) -L%s -lweft -Wl,-rpath,$PWD/%s -o %s")
+      local code, out, err = run.run(("clang %s %s -c %s -o %s.o && "
+        .. "clang %s tests/fuzz/c/%s.c %s.o $(pkg-config --libs jansson) -L%s -lweft -Wl,-rpath,$PWD/%s -o %s")
         :format(flags, target.defines or "", target.source, binary, flags, target.name, binary, build, build, binary))
       assert.equal(0, code, out .. err)
       assert(files.make_dirs(corpus))
@@ -40,7 +42,8 @@ describe("libFuzzer #slow", function()
       local dictionary = {}
       for i, word in ipairs(target.words) do dictionary[i] = ('w%d="%s"'):format(i, (word:gsub('"', '\\"'))) end
       assert(files.write(binary .. ".dict", table.concat(dictionary, "\n") .. "\n"))
-      code, out, err = run.run(("LD_PRELOAD= ASAN_OPTIONS=detect_leaks=1 %s -seed=1 -max_total_time=%d -max_len=20000 -rss_limit_mb=2048 -dict=%s.dict -artifact_prefix=%s/ %s")
+      code, out, err = run.run(("LD_PRELOAD= ASAN_OPTIONS=detect_leaks=1 %s -seed=1 -max_total_time=%d -max_len=20000 "
+        .. "-rss_limit_mb=2048 -dict=%s.dict -artifact_prefix=%s/ %s")
         :format(binary, seconds, binary, folder, corpus))
       assert.equal(0, code, (out .. err):sub(-3000))
       local runs = tonumber((out .. err):match "Done (%d+) runs")
