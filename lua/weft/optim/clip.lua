@@ -53,12 +53,13 @@ end
 ---returns that norm (before clipping) as a tensor of one element. Call it after accumulation, before step().
 ---@param params table  a module, an optimizer, or a list of tensors
 ---@param max_norm number
+---@param norm? weft.Tensor  what grad_norm has said already
 ---@return weft.Tensor norm
-function M.clip_grad_norm(params, max_norm)
+function M.clip_grad_norm(params, max_norm, norm)
   A.number(max_norm, "clip_grad_norm", "max_norm")
   return (no_grad(function()
     local by_dtype = gradients(params, "clip_grad_norm")
-    local norm = norm_of(by_dtype)
+    norm = norm or norm_of(by_dtype)
     for _, list in pairs(by_dtype) do
       local p, n = pointers(list)
       A.check(C.weft_clip_(norm.p, p, n, max_norm))

@@ -56,7 +56,7 @@ local function place(self, o)
     A.raise "config: dtype=bfloat16 wants a GPU (device=cuda); the CPU computes in float32"
   end
   if C.weft_memory_of(device) == nil then A.raise("config: device: %s", ffi.string(C.weft_error())) end
-  self.model:to { device = o.device, dtype = o.dtype }
+  self.model:to { device = o.device, dtype = o.dtype ~= "float32" and o.dtype or nil }
   for _, set in pairs { self.data.train, self.data.test } do set.placement = { device = o.device, dtype = o.dtype } end
 end
 

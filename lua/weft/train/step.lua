@@ -69,13 +69,11 @@ function M:micro_step(batch, fn)
   if batch.micro == self.options.accumulate then self:optimizer_step() end
 end
 
-local function gradients(self)
-  local grads = {}
+local function has_gradients(self)
   for _, t in self.model:named_parameters() do
-    local g = t.requires_grad and t.grad or nil
-    if g then grads[#grads + 1] = g end
+    if t.requires_grad and t.grad then return true end
   end
-  return grads
+  return false
 end
 
 -- Of a group's base rate at this step: the recipe's own schedule, or the one of phases.lua.
@@ -90,26 +88,25 @@ end
 ---Clips and moves, or skips the step when something is not finite: nothing has moved then.
 function M:optimizer_step()
   local o = self.options
-  local weft = require "weft"
+  local optim = require "weft.optim"
   local rates = {}
   for i, group in ipairs(self.optimizer.groups) do
     rates[i] = group.base_lr * factor(self, group.name)
   end
   self.rates = rates
   self.norm = scope(autograd.no_grad, function()
-    local grads = gradients(self)
     local why = self.bad and self:first_nonfinite(self.bad)
     local value = 0
-    if not why and #grads == 0 then
+    if not why and not has_gradients(self) then
       why = self.pictures == 0 and "no picture of it can be read" or "no loss of it has a gradient: nothing could be compared"
     elseif not why then
-      local norm = weft.global_norm(grads)
+      local norm = optim.grad_norm(self.model)
       value = norm:item()
       if value ~= value or value == math.huge then
         why = self:first_nonfinite()
       else
         self:watch_gradients()
-        weft.clip_(norm, grads, o.clip)
+        optim.clip_grad_norm(self.model, o.clip, norm)
         self.optimizer:step(rates)
       end
     end
