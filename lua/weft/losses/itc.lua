@@ -6,6 +6,7 @@ local initial = require "weft.nn.initial"
 local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
+local read = require "weft.tensor.read"
 local Linear = require "weft.nn.linear"
 
 local ITC = module.class("ITC", module.base)
@@ -83,7 +84,7 @@ function ITC.pair_loss(f, alpha)
     positive = positive, left_out = left_out, batch = B }
   -- a row counts when it has a negative and its losses are numbers
   local rows, columns = {}, positive:size(2)
-  local taken, value_i, value_t = left:totable(), i2t:totable(), t2i:totable()
+  local taken, value_i, value_t = unpack(read.lists { left, i2t, t2i })
   for r = 1, B do
     local sum = value_i[r] + value_t[r]
     if taken[r] < columns and sum == sum and sum < math.huge then rows[#rows + 1] = r - 1 end
@@ -126,8 +127,8 @@ function ITC:forward(image, text, batch, queue, keys)
   local pair = ITC.pair_loss(f, self.alpha)
   pair.keys = { image = k_image, text = k_text, ids = ids, captions = captions }
   local columns, rows = pair.positive:size(2), pair.batch
-  local same = pair.positive:to("int64"):sum():item() - rows
-  local caption = pair.left_out:to("int64"):sum():item()
+  local same, caption = unpack(read.items { pair.positive:to("int64"):sum(), pair.left_out:to("int64"):sum() })
+  same = same - rows
   self.counts = { negatives = columns * rows - rows - same - caption, same_picture = same, same_caption = caption,
     rows = pair.rows, prior = math.log(columns) }
   if self.training then self.skipped = self.skipped + rows - pair.rows end

@@ -5,6 +5,7 @@ local module = require "weft.nn.module"
 local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
+local read = require "weft.tensor.read"
 local Linear = require "weft.nn.linear"
 
 local ITM = module.class("ITM", module.base)
@@ -65,12 +66,14 @@ function ITM:forward(fuse, V, pair, batch, queue)
   -- 1: a pair, 0: no pair, -100: nothing could be drawn
   local target = create.full { 3 * B, value = 1, dtype = "int64" }
   local t, valid, likeness = target:data(), 0, 0
-  for half, index in ipairs { text_index, image_index } do
-    local drawn, at = index:totable(), half * B
-    local score = ops.gather(sims[half], ops.clamp(index, 0, columns - 1):unsqueeze(2), 2):totable()
+  local function scores(half, index) return ops.gather(sims[half], ops.clamp(index, 0, columns - 1):unsqueeze(2), 2) end
+  local drawn_text, drawn_image, text_score, image_score =
+    unpack(read.lists { text_index, image_index, scores(1, text_index), scores(2, image_index) })
+  for half, drawn in ipairs { drawn_text, drawn_image } do
+    local at, score = half * B, half == 1 and text_score or image_score
     for i = 1, B do
       t[at + i - 1] = drawn[i] < 0 and -100 or 0
-      if drawn[i] >= 0 then valid, likeness = valid + 1, likeness + score[i][1] end
+      if drawn[i] >= 0 then valid, likeness = valid + 1, likeness + score[i] end
     end
   end
   if self.training then self.skipped_rows = self.skipped_rows + 2 * B - valid end

@@ -123,7 +123,7 @@ function M:report()
     { ("loss %.3f"):format(self.sums.total or 0), 10 }, { ("(%s)"):format(table.concat(parts, " ")), 3 }, { ("lr %.2e"):format(rate), 4 },
     { ("norm %.2f"):format(self.norm), 5 }, { ("%.0f img/s"):format(self.pictures / second), 5.5 },
     { ("%.0f tok/s"):format(self.tokens / second), 1 }, { ("wait %.0f%%"):format(100 * (self.waited or 0) / second), 2.5 },
-    { ("%d MiB"):format(tonumber(C.weft_memory_of(0).peak) / 2 ^ 20), 2 }, { "ETA " .. eta((total_steps - self.step) * self.pace), 8 },
+    { ("%d MiB"):format(tonumber(C.weft_memory_of(C.weft_device_of(o.device)).peak) / 2 ^ 20), 2 }, { "ETA " .. eta((total_steps - self.step) * self.pace), 8 },
   }, self.step % o.log_every == 0 or self.step == total_steps)
   self:watch_priors()
   self:watch_waiting(self.waited or 0, since)

@@ -91,9 +91,10 @@ local function write_json(path, value)
   if not ok then error("can't write " .. path .. ": " .. tostring(message), 0) end
 end
 
-local function environment()
+local function environment(o)
   local core = require "weft.core"
-  return { weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
+  local gpu = o.device ~= "cpu" and C.weft_cuda_describe(C.weft_device_of(o.device)) or nil
+  return { device = o.device, dtype = o.dtype, gpu = gpu ~= nil and ffi.string(gpu) or nil, weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
     blas = ffi.string(C.weft_blas_name()), threads = C.weft_threads(), began = os.date "!%Y-%m-%dT%H:%M:%SZ" }
 end
 
@@ -141,7 +142,7 @@ function Run.start(recipe, options)
   self.log = Log.new(dir, options)
   resume.record(self)
   assert(files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n"))
-  write_json(dir .. "/env.json", environment())
+  write_json(dir .. "/env.json", environment(self.options))
   write_json(dir .. "/model.json", self:inventory())
   if self.data.save then self.data:save(dir) end
   self.hashes = { initial = checkpoint.checksum(self.model:state_dict()), data = self.data.train:order_hash(self.options.seed) }

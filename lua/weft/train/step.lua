@@ -4,6 +4,7 @@ local autograd = require "weft.autograd"
 local config_of = require "weft.config"
 local phases = require "weft.train.phases"
 local random = require "weft.random"
+local read = require "weft.tensor.read"
 local scope = require("weft.scope").scope
 
 local M = {}
@@ -34,15 +35,18 @@ local function accumulate(self, batch, fn)
   local n = self.options.accumulate
   local losses = fn(batch)
   local total = self:total(losses)
-  local names, bad = sorted(losses), nil
-  for _, name in ipairs(names) do
-    local value = losses[name]:item()
+  local names, list, bad = sorted(losses), {}, nil
+  for i, name in ipairs(names) do list[i] = losses[name] end
+  list[#list + 1] = total
+  local values = read.items(list)
+  for i, name in ipairs(names) do
+    local value = values[i]
     self.sums[name] = (self.sums[name] or 0) + value / n
     if not bad and (value ~= value or math.abs(value) == math.huge) then bad = ("the loss %s (%s)"):format(name, tostring(value)) end
   end
   self.loss_names = math.max(self.loss_names, #names)
   if total then
-    local value = total:item()
+    local value = values[#values]
     self.sums.total = (self.sums.total or 0) + value / n
     if not bad and (value ~= value or math.abs(value) == math.huge) then bad = ("the loss (%s)"):format(tostring(value)) end
     if not bad then (total / n):backward() end
