@@ -94,7 +94,8 @@ end
 local function environment(o)
   local core = require "weft.core"
   local gpu = o.device ~= "cpu" and C.weft_cuda_describe(C.weft_device_of(o.device)) or nil
-  return { device = o.device, dtype = o.dtype, gpu = gpu ~= nil and ffi.string(gpu) or nil, weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
+  return { device = o.device, dtype = o.dtype, gpu = gpu ~= nil and ffi.string(gpu) or nil,
+    weft = core.version, luajit = jit.version, os = jit.os, arch = jit.arch, cpu_path = ffi.string(C.weft_cpu_path()),
     blas = ffi.string(C.weft_blas_name()), threads = C.weft_threads(), began = os.date "!%Y-%m-%dT%H:%M:%SZ" }
 end
 
