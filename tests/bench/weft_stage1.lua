@@ -80,6 +80,16 @@ function M.batch(c, n, first_id)
     image_ids = image_ids, caption_ids = caption_ids, token_share = 1 }
 end
 
+---A batch as a model on a device takes it: floats in the model's dtype.
+function M.on(batch, device, dtype)
+  if device == "cpu" then return batch end
+  local out = {}
+  for name, value in pairs(batch) do out[name] = value end
+  out.pixels = batch.pixels:to { device = device, dtype = dtype ~= "float32" and dtype or nil }
+  out.ids, out.mask = batch.ids:to(device), batch.mask:to(device)
+  return out
+end
+
 ---Fills the queue with what two batches before would have left; one of them holds pictures of the batch.
 function M.fill_queue(model, c)
   for round, first in ipairs { 100, 2 } do

@@ -86,7 +86,7 @@ if device ~= "cpu" then
     end)
 
     it("says what was asked for, live, cached and free when memory runs out", function()
-      local ok, message = pcall(weft.zeros, { 2 ^ 20, 2 ^ 12, device = device })
+      local ok, message = pcall(weft.zeros, { 2 ^ 20, 2 ^ 20, device = device })
       assert.is_false(ok)
       assert.matches("out of memory on " .. device:gsub("%-", "%%-") .. ": requested %d+ bytes, live %d+, cached %d+, free on the device %d+", message)
     end)
