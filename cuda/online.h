@@ -1,6 +1,6 @@
 // online.h: the largest element m of a list and the sum of exp(x - m). Long lists are read once: a
 // thread's sum is scaled when its maximum rises, and to the common one in the end. NaN is passed over
-// by the maximum and stays in the sum; a list of -inf alone has the sum NaN.
+// by the maximum and stays in the sum. In a list of -inf alone every x - m is NaN.
 #ifndef WEFT_CUDA_ONLINE_H
 #define WEFT_CUDA_ONLINE_H
 
@@ -36,8 +36,6 @@ template <class T, int VEC> DEVICE void add_pack(exp_sum<wide_t<T>> &e, const pa
     e.max = max;
 }
 
-template <class W> DEVICE double sum_or_nan(W max, double sum) { return max == -(W)INFINITY ? (double)NAN : sum; }
-
 // Over the threads of a row; each gets the result.
 template <class T, int VEC, int PER> DEVICE exp_sum<wide_t<T>> row_exp_sum(const row_part<T, VEC, PER> &x) {
     typedef wide_t<T> W;
@@ -50,11 +48,11 @@ template <class T, int VEC, int PER> DEVICE exp_sum<wide_t<T>> row_exp_sum(const
             const pack<T, VEC> p = x.at(i, k);
             for (int c = 0; c < VEC; c++) sum += exp_for<T>(widen<T>(p.v[c]) - e.max);
         });
-        e.sum = sum_or_nan(e.max, (double)row_sum(sum));
+        e.sum = (double)row_sum(sum);
     } else {
         each_pack<0>(x.packs, [&](int i, auto k) { add_pack<T, VEC>(e, x.at(i, k)); });
         const W max = row_reduce(e.max, max_op());
-        e.sum = sum_or_nan(max, row_sum(e.scaled(max)));
+        e.sum = row_sum(e.scaled(max));
         e.max = max;
     }
     return e;
@@ -63,7 +61,7 @@ template <class T, int VEC, int PER> DEVICE exp_sum<wide_t<T>> row_exp_sum(const
 // Over the threads of a column.
 template <class W> DEVICE exp_sum<W> column_exp_sum(exp_sum<W> e) {
     const W max = column_reduce(e.max, max_op());
-    e.sum = sum_or_nan(max, column_reduce(e.scaled(max), add_op()));
+    e.sum = column_reduce(e.scaled(max), add_op());
     e.max = max;
     return e;
 }
