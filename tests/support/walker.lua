@@ -66,6 +66,47 @@ function M.close(got, want, tolerance)
   return true
 end
 
+---|got - want| over |want|, both taken as lists of all elements; nil and a message where the two
+---can't be compared. What is not finite must be the same on both sides.
+function M.relative_error(got, want)
+  local p = M.plain(got)
+  local a, b = table.concat(p.shape, ","), table.concat(want.shape, ",")
+  if a ~= b then return nil, ("shape [%s], expected [%s]"):format(a, b) end
+  local apart, size = 0, 0
+  for i, w in ipairs(want.data) do
+    local v = p.data[i]
+    local finite = math.abs(w) < math.huge
+    if finite ~= (math.abs(v) < math.huge) or not (finite or v == w or v ~= v and w ~= w) then
+      return nil, ("element %d is %g, expected %g"):format(i, v, w)
+    end
+    if finite then apart, size = apart + (v - w) ^ 2, size + w * w end
+  end
+  return apart == 0 and 0 or math.sqrt(apart) / math.max(math.sqrt(size), 1e-6)
+end
+
+---Applies fn(t, wide) to every tensor of a case's inputs; wide: what stays float32 beside bfloat16, statistics and
+---losses. words: the row's inputs as the table declares them.
+function M.map_by_class(words, inputs, fn)
+  local function wide(i)
+    local word = words[math.min(i, #words)]
+    return word:find(":any", 1, true) ~= nil and not word:find "^mask"
+  end
+  local out, named = { n = inputs.n }, inputs.xs and #words - 1 or math.max(#words, inputs.n or 0)
+  for i = 1, named do
+    if A.is_tensor(inputs[i]) then out[i] = fn(inputs[i], wide(i)) end
+  end
+  if inputs.xs then
+    out.xs = {}
+    for i, t in ipairs(inputs.xs) do out.xs[i] = fn(t, wide(named + 1)) end
+  end
+  return out
+end
+
+---A float64 input in bfloat16, or float32 where it is wide; others as they are.
+function M.to_bfloat16(t, wide)
+  return t.dtype == "float64" and t:to(wide and "float32" or "bfloat16") or t
+end
+
 ---The same numbers behind strides: every other element of a larger tensor, last two dims exchanged.
 function M.strided(t)
   local n = t.ndim
