@@ -64,12 +64,12 @@ describe("training on " .. device, function()
     assert.is_true(mine.frozen_unchanged)
   end)
 
-  it("gives the same bits twice", function()
+  it("gives the same bits twice #slow", function()
     assert.equal(mine.hashes.final, (whole { "device=" .. device }).hashes.final)
   end)
 
   for phase = 1, 2 do
-    it(("resumes in phase %d as if nothing had been"):format(phase), function()
+    it(("resumes in phase %d as if nothing had been #slow"):format(phase), function()
       local more = words { "device=" .. device, "checkpoint_every=1", "keep_checkpoints=1" }
       local run, remove = tiny.run(root, more)
       local stop = phase == 1 and 1 or run.options.steps_per_epoch + 1
@@ -103,7 +103,7 @@ describe("training on " .. device, function()
     remove()
   end)
 
-  it("asks the driver for no memory once a phase is under way", function()
+  it("asks the driver for no memory once a phase is under way #slow", function()
     local run, remove = tiny.run(root, { "warmup_epochs=1", "epochs=2", "device=" .. device, "data.held_out=0.1" })
     local report, calls, phase = run.report, {}, {}
     run.report = function(self)
