@@ -6,8 +6,8 @@
 
 const weft_host *cuda_host;
 
-// --- the table of kernels: a row without one is told by name when it is called
-#define DECLARE_KERNEL(name) extern "C" __attribute__((weak)) weft_status weft_cuda_##name(const weft_call *);
+// --- the table of kernels: a row without one does not link
+#define DECLARE_KERNEL(name) extern "C" weft_status weft_cuda_##name(const weft_call *);
 #define DECLARE_STRIDED DECLARE_KERNEL
 #define DECLARE_ELEMENTWISE DECLARE_KERNEL
 #define DECLARE_INPLACE DECLARE_KERNEL

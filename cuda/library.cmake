@@ -19,5 +19,5 @@ target_compile_options(weft_cuda PRIVATE -O3 --expt-relaxed-constexpr -Xcompiler
 # bits equal to the CPU's
 set_source_files_properties(${CMAKE_SOURCE_DIR}/cuda/random.cu ${CMAKE_SOURCE_DIR}/cuda/multinomial.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_link_libraries(weft_cuda PRIVATE cublasLt)
-target_link_options(weft_cuda PRIVATE -Wl,-z,nodelete)
+target_link_options(weft_cuda PRIVATE -Wl,-z,nodelete,-z,defs)
 install(TARGETS weft_cuda LIBRARY DESTINATION ${WEFT_LIBDIR}/weft)
