@@ -1,5 +1,6 @@
 // attention.cu: scaled dot-product attention and its gradient for every float dtype, and rotary
 // positions. Queries and keys meet in tiles in shared memory; the matrix of scores never exists.
+// bfloat16 with heads up to 128 goes to the tensor cores of attention_bf16.cu.
 #include "cuda/attention.h"
 #include "cuda/block.h"
 #include "cuda/each.h"
@@ -341,7 +342,12 @@ template <class T, bool BACKWARD, class F> static weft_status with_tiling(int64_
 static head_view heads_of(const weft_view *v) {
     head_view h = {};
     h.data = v->data;
-    for (int i = 0; i < 4 && i < v->ndim; i++) h.stride[i] = v->stride[i];
+    h.pieces = v->dtype == WEFT_BFLOAT16 && v->ndim == 4 && v->shape[3] % 8 == 0 && v->stride[3] == 1 &&
+               (uintptr_t)v->data % 16 == 0;
+    for (int i = 0; i < 4 && i < v->ndim; i++) {
+        h.stride[i] = v->stride[i];
+        h.pieces = h.pieces && (i == 3 || v->shape[i] == 1 || v->stride[i] % 8 == 0);
+    }
     return h;
 }
 
@@ -390,6 +396,7 @@ CUDA_KERNEL(scaled_dot_product_attention) {
     const int64_t heads = q->shape[0] * a.heads;
     return with_float(q->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);
+        if (std::is_same<T, bf16>::value && a.d <= ATTENTION_BF16_HEAD) return attention_bf16_forward(call, a, heads);
         return with_tiling<T, false>(a.d, [&](auto s) { return run_forward<TYPE_OF(s)>(call, a, heads); });
     });
 }
@@ -417,6 +424,8 @@ CUDA_KERNEL(attention_backward) {
         if (a.n > 0)
             TRY(LAUNCH(call, (attention_delta<T>), (unsigned)ceil_div(heads * a.n, ATTENTION_THREADS / 32),
                        ATTENTION_THREADS, 0, a, heads * a.n));
+        if (std::is_same<T, bf16>::value && a.d <= ATTENTION_BF16_HEAD)
+            return attention_bf16_backward(call, a, heads, needs);
         return with_tiling<T, true>(a.d, [&](auto s) { return run_backward<TYPE_OF(s)>(call, a, heads, needs); });
     });
 }

@@ -1,5 +1,6 @@
 // attention.h: what the kernels of attention share: the operands of a call, which keys a query may
-// see, and the draws of dropout.
+// see, and the draws of dropout. attention.cu has the kernels for every dtype, attention_bf16.cu
+// those on tensor cores.
 #ifndef WEFT_CUDA_ATTENTION_H
 #define WEFT_CUDA_ATTENTION_H
 
@@ -10,6 +11,7 @@
 struct head_view {       // [B, H, rows, D], or [B, H, rows]
     void *data;
     int64_t stride[4];
+    bool pieces;         // rows of bfloat16 that are whole, aligned pieces of 16 bytes
 };
 
 struct attention_args {
@@ -67,5 +69,10 @@ DEVICE unsigned kept_bits(const attention_args &a, uint64_t block) {
     for (int i = 0; i < 4; i++) bits |= (unsigned)(w.v[i] >> 8 >= a.drop_below) << i;
     return bits;
 }
+
+// bfloat16 on tensor cores, for heads up to ATTENTION_BF16_HEAD
+#define ATTENTION_BF16_HEAD 128
+weft_status attention_bf16_forward(const weft_call *call, const attention_args &a, int64_t heads);
+weft_status attention_bf16_backward(const weft_call *call, const attention_args &a, int64_t heads, int64_t needs);
 
 #endif
