@@ -21,7 +21,7 @@ template <class T_, int V_, int R_, int C_> struct tiling {
     typedef T_ T;
     typedef wide_t<T_> W;
     enum { V = V_, R = R_, C = C_, ROWS = 16 * R_, COLUMNS = 16 * C_, DP = 16 * V_, LD = DP + 4, LP = COLUMNS + 4,
-           WIDTH = V_ < 4 ? V_ : 4 };
+           WIDTH = V_ < 4 ? V_ : 4, BLOCKS = V_ > 8 || sizeof(wide_t<T_>) > 4 ? 1 : 2 };
 };
 
 // rows [0, n) of D numbers, `step` and `inner` elements apart
@@ -245,7 +245,7 @@ template <class S> __global__ void __launch_bounds__(ATTENTION_THREADS) attentio
 }
 
 // dk and dv: a block has ROWS keys and walks the queries.
-template <class S> __global__ void __launch_bounds__(ATTENTION_THREADS) attention_dkv(const attention_args a, int needs) {
+template <class S> __global__ void __launch_bounds__(ATTENTION_THREADS, S::BLOCKS) attention_dkv(const attention_args a, int needs) {
     typedef typename S::W W;
     DYNAMIC_SHARED(W, memory);
     W *const keys = memory, *const values = keys + S::ROWS * S::LD, *const queries = values + S::ROWS * S::LD;
@@ -332,10 +332,12 @@ template <class S> struct tag_of { typedef S type; };
 template <class T, bool BACKWARD, class F> static weft_status with_tiling(int64_t d, F f) {
     constexpr int wide = sizeof(wide_t<T>) == 8, most = 4 >> wide, middle = BACKWARD ? most / 2 : most,
                   least = wide ? 1 : BACKWARD ? 1 : 2;
-    if (d > 128) return f(tag_of<tiling<T, 16, least, least>>{});
-    if (d > 64) return f(tag_of<tiling<T, 8, middle, middle>>{});
-    if (d > 32) return f(tag_of<tiling<T, 4, most, most>>{});
-    return f(tag_of<tiling<T, 2, most, most>>{});
+    if constexpr (!std::is_same<T, bf16>::value) {      // whose smaller heads go to tensor cores
+        if (d <= 32) return f(tag_of<tiling<T, 2, most, most>>{});
+        if (d <= 64) return f(tag_of<tiling<T, 4, most, most>>{});
+        if (d <= 128) return f(tag_of<tiling<T, 8, middle, middle>>{});
+    }
+    return f(tag_of<tiling<T, 16, least, least>>{});
 }
 
 // --- the rows of the operator table

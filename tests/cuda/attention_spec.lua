@@ -1,4 +1,4 @@
--- attention_cuda_spec.lua: attention on a GPU, bfloat16 above all, against the CPU's float64 from the
+-- attention_spec.lua: attention on a GPU, bfloat16 above all, against the CPU's float64 from the
 -- same rounded inputs: ragged lengths, head sizes, masks, dropout, strides.
 local weft = require "weft"
 local near = require "tests.support.near"
