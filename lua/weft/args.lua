@@ -1,6 +1,7 @@
 -- args.lua: the tensor handle, and the checks that every wrapper shares. Errors land on the first
 -- line outside weft: the user's.
 local ffi = require "ffi"
+local nearest = require "weft.nearest"
 local core = require "weft.core"
 local forget = require("weft.autograd.functions").forget
 local C, state = core.lib, core.state
@@ -183,48 +184,7 @@ function A.dims(v, op, name)
   return fill(v, op, name, true)
 end
 
--- Edit distance, for did-you-mean.
-local function distance(a, b)
-  local row = {}
-  for j = 0, #b do row[j] = j end
-  for i = 1, #a do
-    local diagonal = row[0]
-    row[0] = i
-    for j = 1, #b do
-      local keep = row[j]
-      local cost = a:byte(i) == b:byte(j) and 0 or 1
-      row[j] = math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
-      diagonal = keep
-    end
-  end
-  return row[#b]
-end
-
----The known names nearest to name, nearest first, as text: "dropout", "rank".
----@param name string
----@param known string[]
----@return string[]
-function A.nearest(name, known, count)
-  local scored = {}
-  for _, k in ipairs(known) do
-    local d = distance(name:lower(), k:lower())
-    local inside = #name > 2 and (k:find(name, 1, true) or #k > 2 and name:find(k, 1, true))
-    if inside then d = math.min(d, 2) end
-    if inside or d <= (#name <= 3 and 1 or math.max(2, #name * 0.5)) then scored[#scored + 1] = { d, k } end
-  end
-  table.sort(scored, function(x, y) return x[1] < y[1] or x[1] == y[1] and x[2] < y[2] end)
-  local out = {}
-  for i = 1, math.min(count or 3, #scored) do out[i] = scored[i][2] end
-  return out
-end
-
----" (did you mean a or b?)", or the known names where none is near.
-function A.suggest(name, known)
-  local near = A.nearest(tostring(name), known)
-  if #near > 0 then return ("; did you mean %s?"):format(table.concat(near, " or ")) end
-  table.sort(known)
-  return "; known: " .. table.concat(known, ", ")
-end
+A.nearest, A.suggest = nearest.nearest, nearest.suggest
 
 ---Refuses keys of options that defaults doesn't have; fills the missing ones.
 ---@param options table?
