@@ -180,7 +180,7 @@ describe("what a plan takes", function()
     assert.is_true(enough.seconds > 0 and enough.disk > 0 and enough.cell.mib < 2000)
   end)
 
-  it("measures a cell that could be too large, and refuses it alone", function()
+  it("measures a cell that could be too large, and refuses it alone #slow", function()  -- sanitizers take memory too
     local plan = plan_of { "language.width=24,1440", "seed=1", "batch=4" }
     local first = estimate.measure(plan, plan.cells[1], 1)
     local e = estimate.check(plan, { threads = 1, jobs = 1, dir = ".", memory = first.mib * 2 })

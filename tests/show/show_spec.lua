@@ -177,7 +177,7 @@ describe("weft.show and weft.plot", function()
 end)
 
 describe("a terminal", function()
-  it("is asked for its size, also after a resize", function()
+  it("is asked for its size, also after a resize #slow", function()  -- script(1) starts no sanitized library
     local script = [[
       stty cols 80 rows 20; luajit -e 'require "weft" print("A", require("weft.terminal").size())'
       stty cols 133 rows 40; luajit -e 'require "weft" print("B", require("weft.terminal").size())'
