@@ -101,8 +101,8 @@ class Language(nn.Module):
 
     def angles(self, first, n, like):
         half = self.c["width"] // self.c["heads"] // 2
-        rates = self.c["rope_theta"] ** (-torch.arange(half, dtype=torch.float64) / half)
-        turn = torch.arange(first, first + n, dtype=torch.float64)[:, None] * rates
+        rates = self.c["rope_theta"] ** (-torch.arange(half, dtype=torch.float64, device=like.device) / half)
+        turn = torch.arange(first, first + n, dtype=torch.float64, device=like.device)[:, None] * rates
         return turn.cos().to(like.dtype), turn.sin().to(like.dtype)
 
     def forward(self, ids, mask=None, cross=None, caches=None):
@@ -111,7 +111,7 @@ class Language(nn.Module):
         n = ids.shape[1]
         visible = None
         if mask is not None:
-            causal = torch.ones(n, n, dtype=torch.bool).tril()
+            causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
             visible = causal & mask[:, None, None, :]
         x = self.model.embed_tokens(ids)
         angles = self.angles(caches[0].length if caches else 0, n, x)
@@ -230,4 +230,4 @@ class Fusion(nn.Module):
 
 def last_token(states, mask):
     last = mask.sum(1).clamp(min=1) - 1
-    return states[torch.arange(len(states)), last]
+    return states[torch.arange(len(states), device=states.device), last]

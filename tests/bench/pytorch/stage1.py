@@ -57,10 +57,10 @@ class Memory(nn.Module):
 
     def forward(self, v, noises=None):
         """Consecutive samples share episodes; noises: one [episode, K] each, drawn when not given."""
-        codes = v.mean(1).split(self.slots)
+        codes = v.mean(1).to(self.memory_mean.dtype).split(self.slots)   # its inverses want float32
         noises = noises or [v.new_empty(len(z), self.slots).normal_() for z in codes]
         parts = [self.episode(z, noise) for z, noise in zip(codes, noises)]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).mean()
+        return torch.cat([p[0] for p in parts]).to(v.dtype), torch.cat([p[1] for p in parts]).mean()
 
 
 class Contrastive(nn.Module):
@@ -107,7 +107,7 @@ class Matching(nn.Module):
         logits = self.head(fuse(torch.cat((v, v, pool["patches"][pictures])),
                                 torch.cat((batch["ids"], pool["tokens"][texts], batch["ids"])),
                                 torch.cat((batch["mask"], pool["mask"][texts], batch["mask"]))))
-        return F.cross_entropy(logits, torch.cat((torch.ones(b), torch.zeros(2 * b))).long())
+        return F.cross_entropy(logits, torch.arange(3 * b, device=logits.device).lt(b).long())
 
 
 class Stage1(nn.Module):

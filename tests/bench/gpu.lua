@@ -1,0 +1,132 @@
+-- gpu.lua: weft's side of the benchmark on a device: one row a process. It prepares the row, prints
+-- "ready", and for each line on its input: "run" prints seconds a step and those until all was issued,
+-- "peak" MiB live and held at most, "launches" kernels and waits of one step.
+-- Usage: luajit tests/bench/gpu.lua ROW DEVICE DTYPE [tiny]   (started by tests/bench/run --device)
+package.path = "tests/bench/?.lua;" .. package.path
+local ffi = require "ffi"
+local weft = require "weft"
+local stage1 = require "weft_stage1"
+local nn = weft.nn
+
+local row, device, dtype, tiny = arg[1], arg[2], arg[3], arg[4] == "tiny"
+local c = tiny and stage1.tiny or stage1.base
+local side = tiny and 56 or 224
+
+ffi.cdef [[
+typedef struct { long sec, nsec; } bench_timespec;
+int clock_gettime(int clock, bench_timespec *t);
+]]
+local time = ffi.new "bench_timespec"
+local function now()
+  ffi.C.clock_gettime(1, time)
+  return tonumber(time.sec) + 1e-9 * tonumber(time.nsec)
+end
+local function wait() if device ~= "cpu" then weft.cuda.synchronize(device) end end
+
+local place = { device = device, dtype = dtype ~= "float32" and dtype or nil }
+local function moved(module) module:to(place) return module end
+local function randn(...) return weft.randn({ device = device, ... }):to(place) end
+
+local function adamw(modules)
+  local params = {}
+  for _, module in ipairs(modules) do
+    for _, t in module:named_parameters() do
+      if t.requires_grad then params[#params + 1] = t end
+    end
+  end
+  return weft.optim.AdamW(params, { lr = 1e-4, betas = { 0.9, 0.98 }, eps = 1e-8, weight_decay = 0.05 })
+end
+
+-- A row's prepare function gives its step; `n` is its batch.
+local rows = {}
+
+function rows.forward(n)
+  local model = moved(weft.models.dinov2.new(stage1.encoder(c)):freeze():eval())
+  local pixels = randn(n, 3, side, side)
+  return function() weft.no_grad(function() model(pixels) end) end
+end
+
+local function phase(n, lora)
+  local model = weft.models.dinov2.new(stage1.encoder(c))
+  if lora then weft.peft.lora(model, c.lora) else model:freeze() end
+  local width, hidden, out = c.encoder.width, c.compress.hidden, c.compress.width
+  local compress = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(c.compress.dropout), nn.Linear(hidden, out), nn.LayerNorm(out))
+  moved(model):train()
+  moved(compress):train()
+  local optimizer = adamw { model, compress }
+  local pixels, target = randn(n, 3, side, side), randn(n, (side / 14) ^ 2, out)
+  return function()
+    optimizer:zero_grad()
+    local off = compress(model(pixels).patches) - target
+    ;(off * off):mean():backward()
+    optimizer:step()
+  end
+end
+function rows.phase1(n) return phase(n, false) end
+function rows.phase2(n) return phase(n, true) end
+
+function rows.lm(n)
+  local length, l = tiny and 12 or 128, c.language
+  local model = moved(weft.models.llama { vocab = c.data.vocab, width = l.width, layers = l.layers, ff = l.ff, heads = l.heads }):train()
+  local optimizer = adamw { model }
+  local ids = weft.randint({ n, length, low = 0, high = c.data.vocab }):to(device)
+  return function()
+    optimizer:zero_grad()
+    model:loss(model:encode(ids), ids):backward()
+    optimizer:step()
+  end
+end
+
+function rows.stage1(n)
+  c.data.batch = n
+  local model = stage1.model(c)
+  stage1.fill_queue(model, c)
+  moved(model)
+  local batch = stage1.on(stage1.batch(c, n, 1), device, dtype)
+  local optimizer = adamw { model }
+  return function()
+    optimizer:zero_grad()
+    stage1.total(model:losses(batch), c.weights):backward()
+    model.queue.pending = {}   -- the queue stays as it was: every step sees the same
+    weft.optim.clip_grad_norm(optimizer, 1)
+    optimizer:step()
+  end
+end
+
+function rows.product(n)
+  local a, b = randn(n, n), randn(n, n)
+  return function() weft.matmul(a, b) end
+end
+
+function rows.copy(n)
+  local a = randn(n, 1024, 1024)
+  return function() local _ = a:clone() end
+end
+
+local name, n = row:match "^(%a+%d?)_(%d+)$"
+local step = assert(rows[name], "no such row: " .. row)(tonumber(n))
+io.stdout:setvbuf "line"
+wait()
+print "ready"
+for line in io.lines() do
+  local what, count = line:match "^(%a+)%s*(%d*)$"
+  if what == "run" then
+    count = tonumber(count) or 1
+    local start = now()
+    for _ = 1, count do weft.scope(step) end
+    local issued = now() - start
+    wait()
+    print(("%.9g %.9g"):format((now() - start) / count, issued / count))
+  elseif what == "reset" then
+    weft.reset_peak(device)
+    print "0"
+  elseif what == "peak" then
+    local m = weft.memory(device)
+    print(("%.1f %.1f"):format(m.peak / 2 ^ 20, (m.live + m.cached) / 2 ^ 20))
+  elseif what == "launches" then
+    local before = device ~= "cpu" and weft.cuda.counters(device) or { launches = 0, synchronizations = 0 }
+    weft.scope(step)
+    local after = device ~= "cpu" and weft.cuda.counters(device) or before
+    print(("%d %d"):format(after.launches - before.launches, after.synchronizations - before.synchronizations))
+  end
+end
