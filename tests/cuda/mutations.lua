@@ -1,7 +1,8 @@
 -- mutations.lua: ways to break the GPU's kernels for tests/cuda/mutate: file of cuda/, what is broken, a
 -- text in it (its `nth` occurrence, the first else), what stands there instead, and the tests to ask:
 -- families of the walker over the operator table, and spec files.
-local attention = { "attention", "tests/ops/attention_cuda_spec.lua" }
+local attention = { "attention", "tests/cuda/attention_spec.lua" }
+local bf16 = { "tests/cuda/attention_spec.lua" }
 local reduce = { "reduce", "tests/ops/golden_spec.lua" }
 local sort = { "sort", "tests/ops/sort_spec.lua" }
 local products = { "matmul", "tests/cuda/products_spec.lua" }
@@ -35,7 +36,15 @@ return {
     "        if (threadIdx.x == 0) a[j * n + j] = root;", { "linalg", "tests/ops/linalg_spec.lua" } },
   { "sort", "no barrier after the counts are set to 0",
     "counts[i] = 0;\n            __syncthreads();", "counts[i] = 0;", sort },
+  { "attention_bf16", "no barrier once the keys are there",
+    "        __syncthreads();               // the keys are there; nobody reads the values any more\n", "", bf16 },
+  { "attention_bf16", "no barrier before the next keys are fetched", "        __syncthreads();\n        if (j0 + S::KEYS < end)",
+    "        if (j0 + S::KEYS < end)", bf16 },
+  { "attention_bf16_backward", "no barrier between two stages of queries",
+    "        __syncthreads();\n        if (i0 + S::COLUMNS < a.n)", "        if (i0 + S::COLUMNS < a.n)", bf16 },
   -- lanes and warps
+  { "attention_bf16", "the wrong lanes in a row's sum", "total += __shfl_xor_sync(FULL_WARP, total, 2);",
+    "total += __shfl_xor_sync(FULL_WARP, total, 4);", bf16 },
   { "extreme", "the wrong lane in the search of an extreme",
     "other.v = __shfl_xor_sync(FULL_WARP, best.v, d)",
     "other.v = __shfl_xor_sync(FULL_WARP, best.v, d ^ 1)", reduce },
@@ -47,6 +56,10 @@ return {
   { "sort", "a lane too early in the sums of counts",
     "if (lane >= d) upto += lower;", "if (lane >= d - 1) upto += lower;", sort },
   -- tails and masks
+  { "attention_bf16", "one key too many is seen", "s = 8 * nt + e < seen ?", "s = 8 * nt + e <= seen ?", bf16 },
+  { "attention_bf16", "a ragged tile is taken for a whole one", "plain = simple && j0 + S::KEYS <= all_see",
+    "plain = simple && j0 <= all_see", bf16 },
+  { "attention_bf16_backward", "one key too many is seen (dq)", "s = 8 * nt + e < seen ?", "s = 8 * nt + e <= seen ?", bf16 },
   { "attention", "keys beyond the last are seen (forward)",
     "s[r][c] = j < mine[r] ?", "s[r][c] = j < mine[r] + 64 ?", attention },
   { "attention", "the mask of the last keys (backward)",
