@@ -83,6 +83,18 @@ static inline bool weft_view_contiguous(const weft_view *v) {
     return true;
 }
 
+// x as [..., rows, columns]: a vector becomes a row (of the left side) or a column (of the right).
+static inline weft_view weft_as_matrix(const weft_view *x, bool left) {
+    weft_view y = *x;
+    if (x->ndim >= 2) return y;
+    y.ndim = 2;
+    y.shape[0] = left ? 1 : x->shape[0];
+    y.shape[1] = left ? x->shape[0] : 1;
+    y.stride[0] = left ? x->shape[0] : x->stride[0];
+    y.stride[1] = left ? x->stride[0] : 1;
+    return y;
+}
+
 // product of shape[from .. to - 1]
 static inline int64_t weft_span(const weft_view *v, int from, int to) {
     int64_t n = 1;

@@ -13,18 +13,6 @@ struct operand {
     std::optional<scratch> packed;
 };
 
-// x as [..., rows, columns]: a vector becomes a row (of the left side) or a column (of the right).
-static weft_view as_matrix(const weft_view *x, bool left) {
-    weft_view y = *x;
-    if (x->ndim >= 2) return y;
-    y.ndim = 2;
-    y.shape[0] = left ? 1 : x->shape[0];
-    y.shape[1] = left ? x->shape[0] : 1;
-    y.stride[0] = left ? x->shape[0] : x->stride[0];
-    y.stride[1] = left ? x->stride[0] : 1;
-    return y;
-}
-
 static void set_strides(operand *o, const weft_view *x, int lead) {
     const int shift = lead - (x->ndim - 2);
     for (int d = 0; d < lead; d++)
@@ -158,7 +146,7 @@ static weft_status multiply(const weft_call *call, const operand *a, const opera
 CUDA_KERNEL(matmul) {
     const weft_view *y = call->out[0];
     if (y->numel == 0) return WEFT_OK;
-    const weft_view a = as_matrix(call->in[0], true), b = as_matrix(call->in[1], false);
+    const weft_view a = weft_as_matrix(call->in[0], true), b = weft_as_matrix(call->in[1], false);
     const int64_t m = a.shape[a.ndim - 2], k = a.shape[a.ndim - 1], n = b.shape[b.ndim - 1];
     if (k == 0) return call->backend->fill(call->backend, y, 0);
     const int lead = (a.ndim > b.ndim ? a.ndim : b.ndim) - 2;

@@ -81,18 +81,6 @@ static weft_status set_operand(operand *o, const weft_view *x, int lead, weft_ba
     return WEFT_OK;
 }
 
-// x as [..., rows, columns]: a vector becomes a row (of the left side) or a column (of the right).
-static weft_view as_matrix(const weft_view *x, bool left) {
-    weft_view y = *x;
-    if (x->ndim >= 2) return y;
-    y.ndim = 2;
-    y.shape[0] = left ? 1 : x->shape[0];
-    y.shape[1] = left ? x->shape[0] : 1;
-    y.stride[0] = left ? x->shape[0] : x->stride[0];
-    y.stride[1] = left ? x->stride[0] : 1;
-    return y;
-}
-
 // Leading dims that both operands walk evenly become one.
 static int merge(int64_t *shape, operand *a, operand *b, int lead) {
     int n = 0;
@@ -167,7 +155,7 @@ static weft_status multiply(const weft_call *call, operand *a, operand *b, int64
 CPU_KERNEL(matmul) {
     const weft_view *y = call->out[0];
     if (y->numel == 0) return WEFT_OK;
-    const weft_view a = as_matrix(call->in[0], true), b = as_matrix(call->in[1], false);
+    const weft_view a = weft_as_matrix(call->in[0], true), b = weft_as_matrix(call->in[1], false);
     const int64_t m = a.shape[a.ndim - 2], k = a.shape[a.ndim - 1], n = b.shape[b.ndim - 1];
     if (k == 0) {
         memset(y->data, 0, (size_t)(y->numel * weft_dtype_size(y->dtype)));

@@ -49,7 +49,6 @@ void check_mask(unsigned mask);
 constexpr uintptr_t MARK = (uintptr_t)1 << 62;
 void *to_device(void *host);           // marks what the allocator gave
 void *to_host(const void *device, const char *who);   // checks and unmarks; NULL stays
-bool skip_arithmetic();                // the dry mode: launches are counted, kernels are not run
 
 void touched(const void *host);        // a block that the next launch may write
 struct unmark {

@@ -179,11 +179,11 @@ local function scores(found)
 end
 
 -- --- curves
--- Mean over the runs of a setting, at the steps that all of them have.
-local function mean_series(runs, key)
+-- Mean over the runs of a setting, at the steps that all of them have; points_of(run) gives xs and ys.
+local function mean_points(runs, points_of)
   local sum, count, order = {}, {}, {}
   for _, run in ipairs(runs) do
-    local xs, ys = runs_of.series(run, key)
+    local xs, ys = points_of(run)
     for i, x in ipairs(xs) do
       if not sum[x] then
         sum[x], count[x] = 0, 0
@@ -200,32 +200,25 @@ local function mean_series(runs, key)
   return xs, ys
 end
 
+local function mean_series(runs, key)
+  return mean_points(runs, function(run) return runs_of.series(run, key) end)
+end
+
 local function of_path(t, path)
   for part in path:gmatch "[^.]+" do t = type(t) == "table" and t[part] or nil end
   return type(t) == "number" and t or nil
 end
 
--- The compared figure at each evaluation, mean over a setting's runs.
+-- The compared figure at each evaluation.
 local function score_series(runs, metric)
-  local sum, count, order = {}, {}, {}
-  for _, run in ipairs(runs) do
+  return mean_points(runs, function(run)
+    local xs, ys = {}, {}
     for _, e in ipairs(run.evaluations) do
       local v = of_path(e.values, metric)
-      if v then
-        if not sum[e.step] then
-          sum[e.step], count[e.step] = 0, 0
-          order[#order + 1] = e.step
-        end
-        sum[e.step], count[e.step] = sum[e.step] + v, count[e.step] + 1
-      end
+      if v then xs[#xs + 1], ys[#ys + 1] = e.step, v end
     end
-  end
-  table.sort(order)
-  local xs, ys = {}, {}
-  for _, x in ipairs(order) do
-    if count[x] == #runs then xs[#xs + 1], ys[#ys + 1] = x, sum[x] / count[x] end
-  end
-  return xs, ys
+    return xs, ys
+  end)
 end
 
 local function curves(found, runs)
@@ -287,17 +280,8 @@ local function captions(found, runs)
     end
   end
   if #cards == 0 then return nil end
-  local out = {}
-  for i, c in ipairs(cards) do
-    local said = {}
-    for k, pair in ipairs(c.said) do said[k] = el("p", nil, el("span", nil, pair[1]), pair[2] == "" and "(nothing)" or pair[2]) end
-    local uri = runs_of.picture(c.run, c.index, c.sample)
-    local name = tostring(c.sample.name):match "[^/]*$"
-    out[i] = el("div", { class = "sample" }, uri and el("img", { src = uri, alt = name }) or el("p", { class = "soft" }, "the picture is gone"),
-      el("p", nil, el("span", nil, name), c.sample.caption), said)
-  end
   return { el("p", { class = "soft" }, ("Best: %s. Worst: %s. The first seed of each."):format(name_of(found.plan, first), name_of(found.plan, last))),
-    el("div", { class = "samples" }, out) }
+    require("weft.report.html_sections").cards(cards) }
 end
 
 local function cell_table(found)

@@ -314,6 +314,20 @@ local function samples_of(e) return e.values and e.values.captions and e.values.
 
 local MOST_SAMPLES = 12
 
+-- Pictures with their captions and what was said of them: cards of { run, index, sample, said = { { who, text } } }.
+function M.cards(cards)
+  local out = {}
+  for i, c in ipairs(cards) do
+    local said = {}
+    for k, pair in ipairs(c.said) do said[k] = el("p", nil, el("span", nil, pair[1]), pair[2] == "" and "(nothing)" or pair[2]) end
+    local uri = runs_of.picture(c.run, c.index, c.sample)
+    local name = tostring(c.sample.name):match "[^/]*$"
+    out[i] = el("div", { class = "sample" }, uri and el("img", { src = uri, alt = name }) or el("p", { class = "soft" }, "the picture is gone"),
+      el("p", nil, el("span", nil, name), c.sample.caption), said)
+  end
+  return el("div", { class = "samples" }, out)
+end
+
 function M.samples(runs)
   local cards, by = {}, {}
   for _, run in ipairs(runs) do
@@ -331,17 +345,8 @@ function M.samples(runs)
       end
     end
   end
-  local out = {}
-  for i, c in ipairs(cards) do
-    local said = {}
-    for k, pair in ipairs(c.said) do said[k] = el("p", nil, el("span", nil, pair[1]), pair[2] == "" and "(nothing)" or pair[2]) end
-    local uri = runs_of.picture(c.run, c.index, c.sample)
-    local name = tostring(c.sample.name):match "[^/]*$"
-    out[i] = el("div", { class = "sample" }, uri and el("img", { src = uri, alt = name }) or el("p", { class = "soft" }, "the picture is gone"),
-      el("p", nil, el("span", nil, name), c.sample.caption), said)
-  end
-  if #out == 0 then return nil end
-  return el("div", { class = "samples" }, out)
+  if #cards == 0 then return nil end
+  return M.cards(cards)
 end
 
 -- --- settings, parameters, environment
