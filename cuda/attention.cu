@@ -320,10 +320,10 @@ template <class S> static weft_status run_backward(const weft_call *call, const 
     const size_t bytes = shared_bytes<S>(2, 2);
     TRY(check_shared(call, bytes));
     if (needs & 1 && a.n > 0)
-        TRY(LAUNCH(call, (attention_dq<S>), (unsigned)(ceil_div(a.n, S::ROWS) * heads), ATTENTION_THREADS, bytes, a));
+        TRY(LAUNCH(call, (attention_dq<S>), (unsigned)(ceil_div(a.n, S::ROWS) * heads), ATTENTION_THREADS, bytes, of_queries(a)));
     if (needs & 6 && a.m > 0)
-        TRY(LAUNCH(call, (attention_dkv<S>), (unsigned)(ceil_div(a.m, S::ROWS) * heads), ATTENTION_THREADS, bytes, a,
-                   (int)needs));
+        TRY(LAUNCH(call, (attention_dkv<S>), (unsigned)(ceil_div(a.m, S::ROWS) * heads), ATTENTION_THREADS, bytes,
+                   of_keys(a), (int)needs));
     return WEFT_OK;
 }
 
@@ -425,7 +425,7 @@ CUDA_KERNEL(attention_backward) {
         a.delta = delta.data;
         if (a.n > 0)
             TRY(LAUNCH(call, (attention_delta<T>), (unsigned)ceil_div(heads * a.n, ATTENTION_THREADS / 32),
-                       ATTENTION_THREADS, 0, a, heads * a.n));
+                       ATTENTION_THREADS, 0, of_rows(a), heads * a.n));
         if (std::is_same<T, bf16>::value && a.d <= ATTENTION_BF16_HEAD)
             return attention_bf16_backward(call, a, heads, needs);
         return with_tiling<T, true>(a.d, [&](auto s) { return run_backward<TYPE_OF(s)>(call, a, heads, needs); });

@@ -28,7 +28,7 @@ struct attention_args {
     template <class V> void visit(V &v_) {
         for (head_view *p : { &q, &k, &v, &y, &dy, &dq, &dk, &dv, &lse }) v_(p->data);
         v_(delta);
-        v_(mask);
+        v_(only_read(mask));
     }
 };
 
@@ -68,6 +68,21 @@ DEVICE unsigned kept_bits(const attention_args &a, uint64_t block) {
     unsigned bits = 0;
     for (int i = 0; i < 4; i++) bits |= (unsigned)(w.v[i] >> 8 >= a.drop_below) << i;
     return bits;
+}
+
+// What each kernel of the gradient is given: delta's, dq's, that of dk and dv.
+static inline attention_args of_rows(attention_args a) {
+    for (head_view *p : { &a.q, &a.k, &a.v, &a.dq, &a.dk, &a.dv, &a.lse }) p->data = nullptr;
+    a.mask = nullptr;
+    return a;
+}
+static inline attention_args of_queries(attention_args a) {
+    a.y.data = a.dk.data = a.dv.data = nullptr;
+    return a;
+}
+static inline attention_args of_keys(attention_args a) {
+    a.y.data = a.dq.data = nullptr;
+    return a;
 }
 
 // bfloat16 on tensor cores, for heads up to ATTENTION_BF16_HEAD

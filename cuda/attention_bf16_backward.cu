@@ -253,9 +253,10 @@ template <class S> __global__ void __launch_bounds__(BF16_THREADS, 2) bf16_dkv(c
 template <class Q, class K>
 static weft_status run(const weft_call *call, const attention_args &a, int64_t heads, int64_t needs) {
     if (needs & 1 && a.n > 0)
-        TRY(LAUNCH(call, (bf16_dq<Q>), (unsigned)(ceil_div(a.n, Q::ROWS) * heads), BF16_THREADS, Q::bytes(), a));
+        TRY(LAUNCH(call, (bf16_dq<Q>), (unsigned)(ceil_div(a.n, Q::ROWS) * heads), BF16_THREADS, Q::bytes(), of_queries(a)));
     if (needs & 6 && a.m > 0)
-        TRY(LAUNCH(call, (bf16_dkv<K>), (unsigned)(ceil_div(a.m, K::ROWS) * heads), BF16_THREADS, K::bytes(), a, (int)needs));
+        TRY(LAUNCH(call, (bf16_dkv<K>), (unsigned)(ceil_div(a.m, K::ROWS) * heads), BF16_THREADS, K::bytes(), of_keys(a),
+                   (int)needs));
     return WEFT_OK;
 }
 

@@ -69,6 +69,9 @@ struct cuda_device {
     int multiprocessors, shared_limit;
 };
 
+// A visitor of a kernel's argument is told by this which of its untyped addresses are only read.
+template <class T> const T *&only_read(T *&p) { return const_cast<const T *&>(p); }
+
 static inline cuda_device *device_of(const weft_call *call) {
     return reinterpret_cast<cuda_device *>(call->backend);
 }

@@ -15,7 +15,8 @@ struct each_walk {
     int64_t numel, shape[WEFT_MAX_DIMS], stride[EACH_MAX][WEFT_MAX_DIMS];  // outermost dim first
     int32_t ndim, n_op;
     template <class V> void visit(V &v) {
-        for (int k = 0; k < n_op; k++) v(data[k]);
+        v(data[0]);
+        for (int k = 1; k < n_op; k++) v(only_read(data[k]));
     }
 };
 

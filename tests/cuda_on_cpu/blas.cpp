@@ -8,6 +8,7 @@
 
 weft_status cuda_blas_open(cuda_device *d) {
     d->blas = nullptr;
+    sim::watch_allocations(&d->base);
     return WEFT_OK;
 }
 
@@ -42,12 +43,15 @@ weft_status cuda_blas_product(const weft_call *call, const cuda_gemm *g, bool *d
         sim::fail("rows of a product overlap: %lld, %lld, %lld", (long long)g->lda, (long long)g->ldb, (long long)g->ldc);
     if ((uintptr_t)g->bias % 16) sim::fail("a product's bias is not aligned");
     device_of(call)->counters.launches++;
-    return with_float(g->dtype, [&](auto tag) {
+    return with_float(g->dtype, [&](auto tag) -> weft_status {
         using T = TYPE_OF(tag);
+        const int64_t of_a = g->m * g->k * (g->stride_a ? g->batch : 1), of_b = g->k * g->n * (g->stride_b ? g->batch : 1);
+        const int64_t of_c = g->m * g->n * g->batch, size = (int64_t)sizeof(T);
+        sim::launched("product", size * (of_a + of_b + (g->beta != 0 ? of_c : 0) + (g->bias ? g->n : 0)), size * of_c);
         const T *a = (const T *)sim::to_host(g->a, "product"), *b = (const T *)sim::to_host(g->b, "product");
         T *c = (T *)sim::to_host(g->c, "product");
         const T *bias = (const T *)sim::to_host(g->bias, "product");
-        for (int64_t i = 0; i < g->batch; i++)
+        for (int64_t i = 0; !sim::dry && i < g->batch; i++)
             product<T>(g, a + i * g->stride_a, b + i * g->stride_b, bias, c + i * g->stride_c);
         return WEFT_OK;
     });

@@ -8,6 +8,7 @@
 #include <map>
 #include <string>
 #include <vector>
+#include <sys/mman.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -39,6 +40,7 @@ static long setting(const char *name, long otherwise) {
     const char *v = std::getenv(name);
     return v && *v ? std::atol(v) : otherwise;
 }
+int64_t conv_chunk = 8192;      // small, so that small pictures come in several chunks
 // Each kernel twice, under two orders of its threads, and the same bits demanded.
 static bool twice;
 
@@ -209,7 +211,7 @@ static void run_grid(dim3 grid) {
 // The blocks that the launch was given: what it may write.
 static std::map<uintptr_t, size_t> given;
 void touched(const void *host) {
-    if (!twice || !host) return;
+    if (!twice || dry || !host) return;
     auto it = blocks.upper_bound((uintptr_t)host);
     if (it == blocks.begin()) return;
     --it;
@@ -233,6 +235,7 @@ int run(const char *kernel, dim3 grid, dim3 block, size_t dynamic, body fn, void
         fail("%s: a grid of %u x %u x %u is not possible", kernel, grid.x, grid.y, grid.z);
     if (dynamic > DYNAMIC_LIMIT)
         fail("%s: %zu bytes of dynamic shared memory, the limit is %zu", kernel, dynamic, DYNAMIC_LIMIT);
+    if (dry) return 0;
     b.fn = fn;
     b.context = context;
     b.name = kernel;
@@ -272,19 +275,27 @@ static void settle() __attribute__((constructor));
 static void settle() {
     seed_state = (uint64_t)setting("WEFT_SIM_SEED", 1);
     twice = setting("WEFT_SIM_TWO_ORDERS", 0) != 0;
+    dry = setting("WEFT_SIM_DRY", 0) != 0;
+    if (dry) conv_chunk = 256 << 20;
 }
 }  // namespace sim
 
 // --- the runtime
-static size_t device_bytes() { return (size_t)sim::setting("WEFT_SIM_MEMORY", 1l << 30); }
+static size_t device_bytes() { return (size_t)sim::setting("WEFT_SIM_MEMORY", sim::dry ? 1l << 37 : 1l << 30); }
 static size_t in_use;
 
 cudaError_t cudaMalloc(void **p, size_t n) {
+    sim_count_runtime()->allocations++;
     if (in_use + n > device_bytes()) return cudaErrorMemoryAllocation;
     const size_t size = n ? n : 1;
     void *host;
-    if (posix_memalign(&host, 256, size) != 0) return cudaErrorMemoryAllocation;
-    std::memset(host, 0xff, size);      // what is not written reads as NaN
+    if (sim::dry) {
+        host = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (host == MAP_FAILED) return cudaErrorMemoryAllocation;
+    } else {
+        if (posix_memalign(&host, 256, size) != 0) return cudaErrorMemoryAllocation;
+        std::memset(host, 0xff, size);      // what is not written reads as NaN
+    }
     sim::blocks[(uintptr_t)host] = size;
     in_use += size;
     *p = sim::to_device(host);
@@ -295,12 +306,15 @@ cudaError_t cudaFree(void *p) {
     void *host = sim::to_host(p, "cudaFree");
     auto it = sim::blocks.find((uintptr_t)host);
     if (it == sim::blocks.end()) sim::fail("cudaFree of what cudaMalloc did not give");
+    sim_count_runtime()->frees++;
     in_use -= it->second;
+    if (sim::dry) munmap(host, it->second);
+    else std::free(host);
     sim::blocks.erase(it);
-    std::free(host);
     return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void **p, size_t n) {
+    sim_count_runtime()->pinned_allocations++;
     *p = std::aligned_alloc(256, (n + 255) / 256 * 256);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -316,12 +330,20 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!to_device && (uintptr_t)to & sim::MARK) sim::fail("a copy to the host was given a device address");
     if (!from_device && (uintptr_t)from & sim::MARK) sim::fail("a copy from the host was given a device address");
-    std::memmove(to_device ? sim::to_host(to, "cudaMemcpy") : to,
-                 from_device ? sim::to_host(from, "cudaMemcpy") : from, n);
+    void *const out = to_device ? sim::to_host(to, "cudaMemcpy") : to;
+    const void *const in = from_device ? sim::to_host(from, "cudaMemcpy") : from;
+    sim_runtime_count *c = sim_count_runtime();
+    (to_device && from_device ? c->copies : to_device ? c->uploads : c->downloads)++;
+    (to_device && from_device ? c->copy_bytes : to_device ? c->upload_bytes : c->download_bytes) += (int64_t)n;
+    if (!sim::dry) std::memmove(out, in, n);
+    else if (!to_device) std::memset(out, 0, n);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t) {
-    std::memset(sim::to_host(p, "cudaMemset"), value, n);
+    void *const host = sim::to_host(p, "cudaMemset");
+    sim_count_runtime()->clears++;
+    sim_count_runtime()->clear_bytes += (int64_t)n;
+    if (!sim::dry) std::memset(host, value, n);
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
@@ -330,10 +352,10 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = nullptr; return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { sim_count_runtime()->stream_waits++; return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { *event = nullptr; return cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { sim_count_runtime()->event_waits++; return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {

@@ -12,7 +12,9 @@
 #include <cstring>
 #include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
+#include "count.h"
 
 using std::isfinite;
 using std::isinf;
@@ -50,10 +52,12 @@ constexpr uintptr_t MARK = (uintptr_t)1 << 62;
 void *to_device(void *host);           // marks what the allocator gave
 void *to_host(const void *device, const char *who);   // checks and unmarks; NULL stays
 
+extern int64_t conv_chunk;             // bytes of windows that a convolution lays out at once
 void touched(const void *host);        // a block that the next launch may write
 struct unmark {
     const char *kernel;
     template <class T> void operator()(T *&p) const {
+        operand((const void *)p, !std::is_const_v<T>);
         p = (T *)to_host((const void *)p, kernel);
         touched(p);
     }
@@ -72,9 +76,10 @@ typedef void (*body)(void *context);
 int run(const char *kernel, dim3 grid, dim3 block, size_t shared, body fn, void *context);
 
 template <class... P, class... A>
-int launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+int launch(const weft_call *call, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
     struct context { void (*kernel)(P...); std::tuple<std::remove_const_t<P>...> args; };
     context c{ kernel, { argument<std::remove_const_t<P>>(static_cast<std::remove_const_t<P>>(args), name)... } };
+    launched(name, typeid(std::tuple_element_t<sizeof...(P) - 1, std::tuple<P...>>).name(), call);
     return run(name, grid, block, shared, [](void *p) {
         context *k = static_cast<context *>(p);
         std::apply(k->kernel, k->args);
@@ -98,7 +103,7 @@ int launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t
     ([&]() -> weft_status { \
         weft_status ready_ = cuda_before_launch(call, nullptr, (shared)); \
         if (ready_ != WEFT_OK) return ready_; \
-        sim::launch(#kernel, kernel, grid, block, (shared), __VA_ARGS__); \
+        sim::launch(call, #kernel, kernel, grid, block, (shared), __VA_ARGS__); \
         return cuda_launched(call, #kernel); \
     }())
 
