@@ -2,6 +2,8 @@
 local ffi = require "ffi"
 local C = require("weft.core").lib
 
+pcall(ffi.cdef, "int link(const char *from, const char *to);")
+
 local M = {}
 
 local function result(status)
@@ -63,6 +65,26 @@ function M.remove_tree(path)
     end
   end
   return M.remove_dir(path)
+end
+
+---The same bytes under another name: a second link where the file system has them, else a copy.
+function M.duplicate(from, to)
+  if ffi.C.link(from, to) == 0 then return true end
+  local source, message = io.open(from, "rb")
+  if not source then return nil, message end
+  local copy, why = io.open(to, "wb")
+  while copy do
+    local bytes = source:read(2 ^ 20)
+    if not bytes then break end
+    local ok, problem = copy:write(bytes)
+    if not ok then
+      why = to .. ": " .. problem
+      break
+    end
+  end
+  source:close()
+  if copy and not copy:close() then why = why or to .. " can't be written" end
+  return not why or nil, why
 end
 
 ---A file's text; nil, message when it can't be read.

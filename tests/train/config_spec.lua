@@ -178,7 +178,7 @@ describe("the files of a run", function()
     local labels = {}
     for i, e in ipairs(r.evaluations) do labels[i] = e.label .. " " .. e.step end
     assert.same({ "before 0", "Phase 1 8", "Phase 2 16" }, labels)
-    local best = r.evaluations[2].values.retrieval.r_mean >= r.evaluations[3].values.retrieval.r_mean and 2 or 3
+    local best = r.evaluations[2].values.retrieval.r_mean > r.evaluations[3].values.retrieval.r_mean and 2 or 3
     assert.equal(r.evaluations[best].label, r.best.label)
     assert.equal(({ nil, "step_00000008", "step_00000016" })[best], r.best.checkpoint)
     assert.is_true(files.is_dir(run.dir .. "/ckpt/" .. r.best.checkpoint))

@@ -42,7 +42,7 @@ function M.run(args)
       export.language(model.language, dir .. "/language", { tokenizer = data.tokenizer, special = data.special })
       print(("%s/language: %s"):format(dir, data.tokenizer and "with its tokenizer" or "without a tokenizer"))
     end
-    local record = assert(require("weft.io.json").read(args[1] .. "/config.json"))
+    local record = assert(require("weft.io.json").read(run.dir .. "/config.json"))
     export.whole(model, dir .. "/whole", { config = record.config, special = data.special, tokenizer = data.tokenizer,
       preprocessing = preprocessing, skip = { "queue.", "momentum.", "average." } })
     print(("%s/whole"):format(dir))

@@ -4,7 +4,7 @@ local M = {
   usage = "RECIPE.lua [key.sub=value ...] | --resume RUN",
   about = "key.sub=value changes the recipe's defaults; a list is [a,b]. A run lies in runs/<recipe>/<date>-<name>.",
   options = {
-    { "resume", "go on with a run, from its newest good checkpoint", value = "RUN" },
+    { "resume", "go on with a run, from its newest good checkpoint; RUN/best: from that one, in a new folder", value = "RUN" },
     { "allow", "with --resume: keys that may differ from the run's, by commas", value = "KEYS" },
     { "name", "the run's name", value = "NAME", default = "run" },
     { "runs", "folder of all runs", value = "DIR", default = "runs" },
@@ -101,7 +101,14 @@ function M.run(args)
     local message
     local allow = {}
     for key in (args.allow or ""):gmatch "[^,%s]+" do allow[#allow + 1] = key end
-    run, message = train.open(args.resume, { quiet = args.quiet, overrides = overrides, allow = allow })
+    local resume = require "weft.train.resume"
+    local dir
+    dir, message = resume.place(args.resume, args.dir)
+    if not dir then error(message, 0) end
+    if dir ~= require("weft.train.checkpoint").place(args.resume) and not args.quiet then
+      print(("%s has later checkpoints: this run goes on from %s in %s"):format(args.resume:match "^(.*)/" or ".", args.resume, dir))
+    end
+    run, message = train.open(dir, { quiet = args.quiet, overrides = overrides, allow = allow })
     if not run then error(message, 0) end
   else
     if not path then error({ usage = "a recipe is expected, such as recipes/stage1.lua" }, 0) end

@@ -133,6 +133,34 @@ function M.latest(run_dir)
   return nil, #passed > 0 and table.concat(passed, "\n") or ("no checkpoint in %s/ckpt"):format(run_dir)
 end
 
+---What a path names: a run's folder, and where it is that of one of the run's checkpoints (RUN/best,
+---RUN/ckpt/step_00000120) the checkpoint too.
+---@return string run_dir, string? dir
+function M.place(path)
+  path = #path > 1 and path:gsub("/+$", "") or path
+  if not files.exists(path .. "/manifest.json") then return path end
+  local full = path:find "/" and path or "./" .. path
+  local run_dir = full:match "^(.*)/ckpt/step_%d+$" or full:match "^(.*)/best$"
+  return run_dir or path, run_dir and path
+end
+
+---Makes RUN/best the checkpoint of a step: outside the rotation, and sharing its bytes on disk.
+function M.keep_best(run_dir, name)
+  local from, to, side = ("%s/ckpt/%s"):format(run_dir, name), run_dir .. "/best", run_dir .. "/.writing_best"
+  local text = files.read(from .. "/manifest.json")
+  if text and text == files.read(to .. "/manifest.json") then return true end
+  files.remove_dir(side)
+  local names, message = files.list(from)
+  local ok = names and files.make_dirs(side)
+  for _, file in ipairs(ok and names or {}) do
+    ok, message = files.duplicate(from .. "/" .. file, side .. "/" .. file)
+    if not ok then break end
+  end
+  if ok and files.is_dir(to) then ok, message = files.remove_dir(to) end
+  if ok then ok, message = files.rename_dir(side, to) end
+  return ok, message
+end
+
 ---Keeps the newest n checkpoints and those in `keep` (by name).
 function M.prune(run_dir, n, keep)
   for _, name in ipairs(files.list(run_dir .. "/ckpt") or {}) do

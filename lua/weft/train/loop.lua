@@ -47,6 +47,7 @@ local function end_epoch(self)
   self:evaluate(phase.name)
   self.kept[("step_%08d"):format(self.step)] = true
   self:save()
+  self:keep_best()
 end
 
 ---Iterates over epochs still to do: enters phases, and after each epoch's batches evaluates and saves
@@ -193,7 +194,7 @@ function M:best()
   local best
   for _, e in ipairs(self.history) do
     local r = e.values.retrieval
-    if r and r.r_mean and e.label ~= "before" and (not best or r.r_mean > best.r_mean) then
+    if r and r.r_mean and e.label ~= "before" and (not best or r.r_mean >= best.r_mean) then
       best = { label = e.label, step = e.step, r_mean = r.r_mean, checkpoint = ("step_%08d"):format(e.step) }
     end
   end
@@ -201,9 +202,18 @@ function M:best()
   return best
 end
 
+---Makes the folder best/ that checkpoint: it stays, whatever comes after.
+function M:keep_best()
+  local best = self:best()
+  if not (best and best.checkpoint) then return end
+  local ok, message = require("weft.train.checkpoint").keep_best(self.dir, best.checkpoint)
+  if not ok then self.log:line("note: no best/: %s", tostring(message)) end
+end
+
 ---result.json, and the recipe's own last words (sheets, adapters).
 function M:finish()
   local checkpoint = require "weft.train.checkpoint"
+  self:keep_best()
   local result = { phase = self.phase.index, epoch = self.epoch - 1, step = self.step, trainable = self.trainable, skipped = self.skipped,
     seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
     damaged = #self.damaged, best = self:best(),
@@ -214,10 +224,10 @@ function M:finish()
     self.model:eval()
     autograd.no_grad(function() self.recipe.finish(self, result) end)
   end
-  if result.best and result.best.label ~= self.history[#self.history].label then
-    local b = result.best
-    self.log:line("%s has the best mean recall (%.3f)%s", b.label, b.r_mean,
-      b.checkpoint and (": its checkpoint ckpt/%s is kept"):format(b.checkpoint) or "")
+  local b, last = result.best, self.history[#self.history]
+  if b and b.label ~= last.label then
+    self.log:line("%s ended below %s: mean recall %.3f after %.3f%s", last.label, b.label, last.values.retrieval.r_mean, b.r_mean,
+      b.checkpoint and ("; %s/best is the checkpoint after %s"):format(self.dir, b.label) or "")
   end
   local ok, message = require("weft.io.json").write(self.dir .. "/result.json", result)
   if not ok then error(message, 0) end

@@ -1,4 +1,5 @@
--- resume.lua: what a run records of its config, and what may differ when it goes on.
+-- resume.lua: what a run records of its config, what may differ when it goes on, and where it does.
+local checkpoint = require "weft.train.checkpoint"
 local config_of = require "weft.config"
 local files = require "weft.files"
 
@@ -59,6 +60,40 @@ function M.refusal(changes, allow)
   if #keys == 0 then return nil end
   return ("%s\nthis changes what the run trains; if that is meant, pass --allow %s, else begin a new run")
     :format(table.concat(lines, "\n"), table.concat(keys, ","))
+end
+
+-- What a run's folder says of the run itself, whatever its checkpoint.
+local RECORDS = { "config.json", "overrides.txt", "env.json", "model.json", "data.json", "tokenizer.json", "log.txt", "metrics.jsonl" }
+
+---Where a run goes on from a checkpoint: in its own folder from its newest; from an earlier one (RUN/best) in a
+---folder beside, so that nothing of what came after is lost.
+---@param path string  a run's folder, or that of one of its checkpoints
+---@param dir? string  the new folder
+---@return string|nil dir, string? message
+function M.place(path, dir)
+  local run_dir, chosen = checkpoint.place(path)
+  local manifest = chosen and require("weft.io.json").read(chosen .. "/manifest.json")
+  local step = manifest and tonumber(manifest.step)
+  local name = step and ("step_%08d"):format(step)
+  if not step or name == checkpoint.list(run_dir)[1] then return run_dir end
+  local base = dir or ("%s-from-%d"):format(run_dir, step)
+  local new, n = base, 1
+  while files.exists(new) do
+    if dir then return nil, dir .. " is there already; another folder is wanted to go on from an earlier checkpoint" end
+    n = n + 1
+    new = ("%s-%d"):format(base, n)
+  end
+  local to = ("%s/ckpt/%s"):format(new, name)
+  local ok, message = files.make_dirs(to)
+  for _, file in ipairs(ok and files.list(chosen) or {}) do
+    if ok then ok, message = files.duplicate(chosen .. "/" .. file, to .. "/" .. file) end
+  end
+  for _, file in ipairs(RECORDS) do
+    local text = files.read(run_dir .. "/" .. file)
+    if ok and text then ok, message = files.write(new .. "/" .. file, text) end
+  end
+  if not ok then return nil, message end
+  return new
 end
 
 ---Writes config.json; on going on with other values also what changed them.

@@ -151,31 +151,39 @@ function Run.start(recipe, options)
   return self
 end
 
----A run of the past, as its newest good checkpoint left it.
----@param dir string
+---A run of the past, as its newest good checkpoint left it, or the one that the path names (RUN/best).
+---@param path string  a run's folder, or that of one of its checkpoints
 ---@param options? table  recipe (when the recorded file is gone), overrides, allow (keys that may
 ---  differ), quiet, for_use (to ask the model, not to train it: the data may be gone)
-function Run.open(dir, options)
+function Run.open(path, options)
   options = options or {}
+  local dir, chosen = checkpoint.place(path)
   local json = require "weft.io.json"
   local record, message = json.read(dir .. "/config.json")
   if not record then return nil, ("%s is no run: %s"):format(dir, message) end
   local recipe = options.recipe
   if not recipe then
-    local path = options.recipe_path or record.path
-    if not require("weft.train").find_recipe(path) then
-      return nil, ("%s: its recipe %s is not here; start from the folder where it was trained%s"):format(dir, tostring(path),
+    local file = options.recipe_path or record.path
+    if not require("weft.train").find_recipe(file) then
+      return nil, ("%s: its recipe %s is not here; start from the folder where it was trained%s"):format(dir, tostring(file),
         options.recipe_path and "" or ", or name the recipe with --recipe where the verb has it")
     end
-    recipe = require("weft.train").load_recipe(path, options.overrides, record.config)
+    recipe = require("weft.train").load_recipe(file, options.overrides, record.config)
   end
   local changes = resume.changes(record.config, config_of.values(recipe.config))
   if not options.for_use then
     local refused = resume.refusal(changes, options.allow or {})
     if refused then return nil, refused end
   end
-  local found, parts, state, passed = checkpoint.latest(dir)
-  if not found then return nil, parts end
+  local found, parts, state, passed
+  if chosen then
+    parts, state = checkpoint.read(chosen)
+    if not parts then return nil, tostring(state) end
+    passed = {}
+  else
+    found, parts, state, passed = checkpoint.latest(dir)
+    if not found then return nil, parts end
+  end
   options.dir = dir
   local self = build(recipe, dir, options)
   self.log = Log.new(dir, options)
