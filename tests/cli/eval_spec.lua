@@ -57,6 +57,18 @@ describe("weft eval", function()
     gone()
   end)
 
+  it("and weft export refuse a run whose adapter has not begun to train, unless forced", function()
+    local early, gone = tiny.run(root, { "epochs=1", "warmup_epochs=1" })
+    early:train()
+    for words, what in pairs { ["eval retrieval " .. early.dir] = "scored", [("export %s %s/out"):format(early.dir, work)] = "exported" } do
+      local code, _, err = command.weft(words)
+      assert.equal(1, code)
+      assert.truthy(err:find("the adapter default changes nothing: every B is zero, so the base would be " .. what, 1, true), err)
+      assert.equal(0, (command.weft(words .. " --force")))
+    end
+    gone()
+  end)
+
   it("changes nothing in the run", function()
     local _, before = command.run(("cd %s && find . -type f | sort | xargs cksum"):format(run.dir))
     command.weft("eval " .. run.dir)

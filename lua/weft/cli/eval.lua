@@ -9,6 +9,7 @@ local M = {
     { "data", "captioned pictures to score, in place of the held-out ones", value = "PLACE" },
     { "recipe", "the run's recipe, where it is not found by its recorded name", value = "FILE.lua" },
     { "output", "write the figures as JSON", value = "FILE.json" },
+    { "force", "also where the adapter changes nothing, as in a run that has not begun to train it" },
   },
   examples = { "weft eval runs/quickstart/2026-11-23-run", "weft eval retrieval,itm RUN --data other-photos --output scores.json" },
 }
@@ -67,6 +68,9 @@ function M.run(args)
   if not dir then error({ usage = "a run's folder is expected" }, 0) end
   local run, message = weft.train.open(dir, { quiet = true, recipe_path = args.recipe, for_use = args.data ~= nil })
   if not run then error(message, 0) end
+  if not args.force then
+    require("weft.peft.merge").refuse_idle(run.model, dir, "the base would be scored; --force does it all the same")
+  end
   run.log.dir = nil
   local whose = "held-out pictures of the run"
   if args.data then

@@ -8,17 +8,6 @@ local M = {
   examples = { "weft export runs/stage1/2026-11-22-a exported", "weft export RUN exported --force" },
 }
 
--- An adapter whose B is zero would be exported as the base: most likely a mistake.
-local function idle(vision)
-  local peft = require "weft.peft"
-  for _, name in ipairs(peft.active(vision)) do
-    for _, row in ipairs(peft.spectrum(vision, { adapter = name })) do
-      if row.delta > 0 then return false end
-    end
-  end
-  return #peft.active(vision) > 0
-end
-
 function M.run(args)
   if #args ~= 2 then error({ usage = "a run and a directory are expected" }, 0) end
   local weft = require "weft"
@@ -31,10 +20,10 @@ function M.run(args)
   local preprocessing = o.resize and { resize = require("weft.data.captioned").resize_of(o), size = o.size, mean = o.mean, std = o.std } or nil
   local function write()
     if model.vision then
-      if idle(model.vision) and not args.force then
-        error("the adapter changes nothing: every B is zero, so the base would be exported; --force does it all the same", 0)
+      if not args.force then
+        require("weft.peft.merge").refuse_idle(model.vision, dir, "the base would be exported; --force does it all the same")
       end
-      local difference, note = export.encoder(model.vision, dir .. "/encoder", { preprocessing = preprocessing })
+      local difference, note = export.encoder(model.vision, dir .. "/encoder", { preprocessing = preprocessing, force = true })
       print(("%s/encoder: merged; a picture's features differ by at most %.2g from those with the adapter beside"):format(dir, difference))
       if note then print("  " .. note) end
     end

@@ -13,7 +13,7 @@ local M = {
     { "batch", "pictures at a time", value = "N", default = 8 },
     { "dtype", "of the features: float32, float64 (computed so), float16, bfloat16", value = "TYPE", default = "float32" },
     { "device", "where the model runs: cpu, cuda, cuda:1 ...", value = "NAME", default = "cpu" },
-    { "force", "also with an adapter that was trained on another base, or on pictures prepared otherwise" },
+    { "force", "also with an adapter that was trained on another base or on pictures prepared otherwise, or changes nothing" },
     { "upright", "turn pictures as their EXIF data says" },
   },
   examples = { "weft features facebook/dinov2-base photos/ --output photos.safetensors",
@@ -115,7 +115,7 @@ function M.run(args)
     if args.merge then
       local side = model.config.patch_size * 4
       local pixels = weft.randn { 2, 3, side, side, rng = weft.random.stream("features/merge", 1) }
-      local _, difference = weft.peft.merge(model, { probe = function() return model(pixels).last_hidden_state end })
+      local _, difference = weft.peft.merge(model, { force = args.force, probe = function() return model(pixels).last_hidden_state end })
       say("%s", tostring(difference))
     end
   end

@@ -27,10 +27,14 @@ end
 ---merging makes to the output on a random picture, as read back from the directory.
 ---@param model table  Dinov2
 ---@param dir string
----@param options? table  preprocessing: resize, size, mean, std (as of a run's pictures)
+---@param options? table  preprocessing: resize, size, mean, std (as of a run's pictures), force (false: true
+--- writes it also where the adapter changes nothing)
 ---@return number difference, string? note
 function M.encoder(model, dir, options)
-  local o = A.options(options, { preprocessing = A.none }, "export.encoder")
+  local o = A.options(options, { preprocessing = A.none, force = false }, "export.encoder")
+  if not o.force then
+    require("weft.peft.merge").refuse_idle(model, "export.encoder", "the base would be written; force = true does it all the same")
+  end
   local dinov2 = require "weft.models.dinov2"
   local c, config = model.config, {}
   for key, v in pairs(c) do

@@ -4,7 +4,7 @@ local C = require("weft.core").lib
 local adapters = require "weft.peft.adapters"
 
 local M = { prefix = "base_model.model.", config = "adapter_config.json", weights = "adapter_model.safetensors",
-  base_key = "weft.base", pictures_key = "weft.preprocessing" }
+  base_key = "weft.base", pictures_key = "weft.preprocessing", positions_key = "weft.positions" }
 
 ---Every tensor of an adapter as { path, tail, tensor }: the module's path and what follows it in files.
 ---@param holder table
@@ -43,6 +43,12 @@ function M.biases(holder, c)
     end
   end
   return list
+end
+
+---How the model that an adapter sits on resizes its table of positions; nil where it has none.
+function M.positions(holder)
+  local c = rawget(holder, "config")
+  return type(c) == "table" and c.pos_interp or nil
 end
 
 ---A checksum of the weights that an adapter sits beside: of what it was trained on. nil where an

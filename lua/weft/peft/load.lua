@@ -155,7 +155,7 @@ end
 ---@param model table
 ---@param dir string
 ---@param options? table  adapter (name it gets: "default"), trainable (false), replace (false), force
---- (false: another base is refused, and another rule for pictures), preprocessing (the rule of weft.io.preprocess
+--- (false: another base is refused, and another rule for pictures or positions), preprocessing (the rule of weft.io.preprocess
 --- by which pictures will be prepared)
 ---@return table model, string report
 function M.load(model, dir, options)
@@ -239,6 +239,12 @@ function M.load(model, dir, options)
       A.raise("peft.load: %s was trained on another base than this one (checksum %s, here %s); force = true loads it all the same",
         dir, sum, mine)
     end
+  end
+
+  local rule, mine = metadata[files.positions_key], files.positions(model)
+  if rule and mine and rule ~= mine and not o.force then
+    A.raise("peft.load: %s was trained with positions resized by the rule %s, and this model resizes them by %s; "
+      .. "from_pretrained(..., { pos_interp = %q }) agrees with it, force = true takes it all the same", dir, rule, mine, rule)
   end
 
   local pictures = metadata[files.pictures_key]

@@ -12,6 +12,10 @@ local initial = require "weft.nn.initial"
 -- Holds one child or tensor an adapter, by its name.
 local Adapters = nn.Module "Adapters"
 
+-- What is merged is computed in float32 at least, and rounded once.
+local half = { float16 = true, bfloat16 = true }
+local function wide(t) return half[t.dtype] and t:to "float32" or t end
+
 -- The length of each row of W + dW.
 local Magnitude = nn.Module "Magnitude"
 function Magnitude:init(n) self:parameter("weight", { n }, initial.ones) end
@@ -117,50 +121,54 @@ function LoraLayer:branch_bias(name) return self.lora_B[name].bias end
 
 function LoraLayer:ab(name) return self.lora_A[name].weight, self.lora_B[name].weight end
 
----s B A as a matrix of rows.
+---s B A as a matrix of rows, in float32 at least.
 function LoraLayer:delta(name)
   local a, b = self:matrices(name)
-  return ops.matmul(b, a) * self:scale_of(name)
+  return ops.matmul(wide(b), wide(a)) * self:scale_of(name)
 end
 
----Lengths of the rows of W + dW: a constant of the gradient.
+---Lengths of the rows of W + dW, in float32 at least: a constant of the gradient.
 function LoraLayer:row_norms(name)
   return no_grad(function()
-    return (ops.norm(self:rows(self.base_layer.weight) + self:delta(name), 2, 2))
+    return (ops.norm(self:rows(wide(self.base_layer.weight)) + self:delta(name), 2, 2))
   end)
 end
 
----DoRA's factor of each row, m / |W + dW|.
-function LoraLayer:row_factors(name) return self.lora_magnitude_vector[name].weight / self:row_norms(name) end
+---DoRA's factor of each row, m / |W + dW|, in the precision of m.
+function LoraLayer:row_factors(name)
+  local m = self.lora_magnitude_vector[name].weight
+  return m / self:row_norms(name):to(m.dtype)
+end
 
 ---Sets DoRA's magnitudes so that nothing changes: to the row lengths of W + dW.
 function LoraLayer:begin_magnitude(name)
-  no_grad(function() self.lora_magnitude_vector[name].weight:copy_(self:row_norms(name)) end)
+  no_grad(function() self.lora_magnitude_vector[name].weight:copy_(self:row_norms(name):to(self.base_layer.weight.dtype)) end)
 end
 
----Weight and bias with the active adapters added, computed in the weight's precision. Refuses a result
----that is not finite.
+---Weight and bias with the active adapters added, computed in float32 at least and rounded once. Refuses a
+---result that is not finite.
 ---@return weft.Tensor weight, weft.Tensor? bias
 function LoraLayer:merged_weights()
   return no_grad(function()
     local base = self.base_layer
-    local bias = base.bias and base.bias:detach()
-    local weight = self:rows(base.weight:detach())
+    local dtype, bias = base.weight.dtype, base.bias and base.bias:detach()
+    local weight = self:rows(wide(base.weight:detach()))
     for _, name in ipairs(self.active) do
       local dora = self.settings[name].dora
       if dora and #self.active > 1 then A.raise("%s: DoRA adapters merge one at a time", self:where()) end
       weight = weight + self:delta(name)
-      if dora then weight = weight * self:row_factors(name):unsqueeze(2) end
+      if dora then weight = weight * (wide(self.lora_magnitude_vector[name].weight) / self:row_norms(name)):unsqueeze(2) end
       local b = self:branch_bias(name)
       if b then
-        bias = bias or create.zeros { self.n_rows, dtype = weight.dtype, device = weight.device }
-        bias = bias + b * self:scale_of(name)
+        bias = bias and wide(bias) or create.zeros { self.n_rows, dtype = weight.dtype, device = weight.device }
+        bias = bias + wide(b) * self:scale_of(name)
       end
     end
-    if weight:isfinite():to("int32"):min():item() == 0 then
+    weight = weight:to(dtype)
+    if wide(weight):isfinite():to("int32"):min():item() == 0 then
       A.raise("%s: merge: the merged weight is not finite", self:where())
     end
-    return self:unrows(weight):contiguous(), bias
+    return self:unrows(weight):contiguous(), bias and bias:to(dtype)
   end)
 end
 

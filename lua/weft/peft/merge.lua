@@ -22,14 +22,53 @@ local function apart(before, after)
   end })
 end
 
----Folds the active adapters into the weights: forward then costs what the base costs. All or nothing: a
----merged weight that is not finite is an error that names it. The base's own tensors are kept aside.
+-- Whether an adapter moves the output of a module that it sits on: by its product, its bias, or DoRA's lengths.
+local function moves(m, name)
+  local a, b = m:matrices(name)
+  local function largest(t) return t:detach():to("float64"):abs():max():item() end
+  local bias = m:branch_bias(name)
+  if not (largest(a) == 0 or largest(b) == 0) or bias and largest(bias) ~= 0 then return true end
+  return m.settings[name].dora and not (largest(m:row_factors(name) - 1) < 1e-3)
+end
+
+---Names of the active adapters that change nothing: every B is zero, as before any training. One that
+---trains modules whole or biases of the base is never among them.
 ---@param model table
----@param options? table  probe (a function that runs the model and returns a tensor: called before and after)
+---@return string[]
+function M.idle(model)
+  local record, holder = adapters.record(model)
+  local idle = {}
+  for _, name in ipairs(record and adapters.active(holder) or {}) do
+    local c = record.adapters[name]
+    local changes = c.bias ~= "none" or c.modules_to_save ~= nil
+    for _, item in ipairs(changes and {} or loras(holder)) do
+      local m = item[2]
+      changes = changes or m.settings[name] ~= nil and no_grad(moves, m, name)
+    end
+    if not changes then idle[#idle + 1] = name end
+  end
+  return idle
+end
+
+-- Raises where an active adapter changes nothing: `where` begins the error, `consequence` ends it.
+function M.refuse_idle(model, where, consequence)
+  local idle = M.idle(model)
+  if #idle > 0 then
+    A.raise("%s: the adapter %s changes nothing: every B is zero, so %s", where, table.concat(idle, ", "), consequence)
+  end
+end
+
+---Folds the active adapters into the weights: forward then costs what the base costs. All or nothing: a
+---merged weight that is not finite is an error that names it, and so is an adapter that changes nothing. The
+---base's own tensors are kept aside.
+---@param model table
+---@param options? table  probe (a function that runs the model and returns a tensor: called before and after),
+--- force (false: true merges also what changes nothing)
 ---@return table model, table? report  of the probe: max and mean difference, scale (the largest value); prints as a line
 function M.merge(model, options)
-  local o = A.options(options, { probe = A.none }, "peft.merge")
+  local o = A.options(options, { probe = A.none, force = false }, "peft.merge")
   local _, holder = adapters.need(model, nil, "merge")
+  if not o.force then M.refuse_idle(holder, "peft.merge", "the base would come out of it; force = true merges it all the same") end
   local before = o.probe and no_grad(function() return (o.probe():detach():clone()) end)
   local list, weights = loras(holder), {}
   for i, item in ipairs(list) do
@@ -52,6 +91,7 @@ function M.unmerge(model)
 end
 
 ---Merges, and puts plain modules in the place of the wrapped ones: a model without adapters.
+---What peft.merge would refuse is refused here too; what is merged already is taken as it is.
 function M.merge_and_unload(model)
   local record, holder = adapters.need(model, nil, "merge_and_unload")
   local merged = false

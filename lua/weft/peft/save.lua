@@ -267,6 +267,7 @@ function M.save(model, dir, options)
   local metadata = { format = "pt" }
   metadata[files.base_key] = files.base_sum(modules)
   metadata[files.pictures_key] = o.preprocessing and o.preprocessing:hash() .. " " .. o.preprocessing:text() or c.preprocessing
+  metadata[files.positions_key] = files.positions(holder)
   local function check(ok, message)
     if not ok then A.raise("peft.save: %s", message) end
   end
