@@ -67,6 +67,10 @@ weft_status weft_dispatch(weft_op op, const weft_tensor *const *in, int n_in, co
 weft_status weft_dispatch_all(weft_op op, const weft_tensor *const *in, int n_in,
                               const weft_attrs *at, weft_tensor **out);
 
+// Refuses a write in place that the tape or a second element at the same place would not survive.
+// source: what is written, or NULL.
+weft_status weft_may_write(const weft_tensor *t, const weft_tensor *source, const char *what);
+
 // --- storage: bytes with a count of who holds them
 typedef struct weft_storage {
     void *data;

@@ -28,6 +28,20 @@ typedef struct weft_call {
 
 typedef weft_status (*weft_kernel)(const weft_call *call);
 
+// Collective operations: what ranks compute together, each on a device of its own. Every rank calls the
+// same ones in the same order; they are ordered with the kernels and return at once. n: elements of one
+// rank's part. Where a device's library is missing, identify and join say so.
+#define WEFT_GROUP_ID 128
+typedef struct weft_collectives {
+    weft_status (*identify)(char id[WEFT_GROUP_ID]);            // of a new group: one rank asks, all join with it
+    void *(*join)(struct weft_backend *, const char id[WEFT_GROUP_ID], int rank, int size);     // waits for the others
+    void (*leave)(void *group);                                 // not from a finalizer: it may wait
+    weft_status (*all_reduce)(void *group, void *data, int64_t n, int dtype, int reduction);    // in place
+    weft_status (*all_gather)(void *group, void *to, const void *from, int64_t n, int dtype);   // to: size * n
+    weft_status (*reduce_scatter)(void *group, void *to, const void *from, int64_t n, int dtype, int reduction);
+    weft_status (*broadcast)(void *group, void *data, int64_t n, int dtype, int root);          // in place
+} weft_collectives;
+
 // One device. The CPU's is in core/tensor/memory.c; a GPU's comes from a library of its own.
 typedef struct weft_backend {
     const char *name;                               // "cpu", "cuda:0"
@@ -45,10 +59,11 @@ typedef struct weft_backend {
     weft_status (*synchronize)(struct weft_backend *);  // waits, and tells what kernels complained of
     weft_status (*after)(struct weft_backend *, int op);    // after each kernel, where asked for
     weft_device_counters *counters;
+    const weft_collectives *collectives;            // NULL: the device has none
 } weft_backend;
 
 // --- a device library's one door
-#define WEFT_DEVICE_ABI 1
+#define WEFT_DEVICE_ABI 2
 typedef struct weft_host {                          // what the core lends it
     weft_status (*fail)(weft_status code, const char *format, ...);
     const char *(*error)(void);

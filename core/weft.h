@@ -182,6 +182,23 @@ weft_status weft_set_threads(int n);
 const char *weft_cpu_path(void);                // "avx512", "avx2" or "plain": the kernels in use
 const char *weft_blas_name(void);
 
+// --- groups of ranks: programs that compute together, each on a device of its own. Every rank calls the
+// same operations in the same order, with tensors of one shape and dtype. Ranks count from 0. Provider
+// "self" is one rank, on any device, and never communicates; "nccl" is a GPU's. Results have no history.
+typedef struct weft_group weft_group;
+typedef enum weft_reduction { WEFT_SUM = 0, WEFT_MEAN = 1, WEFT_MAX = 2 } weft_reduction;
+// Waits until all `size` ranks have joined. They meet at a file, which must not be there before: rank 0
+// writes it and removes it; the others wait for it up to `timeout` seconds. One rank needs none (NULL).
+weft_group *weft_group_join(const char *provider, int device, int rank, int size, const char *meeting, double timeout);
+void weft_group_leave(weft_group *g);                // NULL is allowed; it may wait for the others
+int weft_group_rank(const weft_group *g);
+int weft_group_size(const weft_group *g);
+weft_status weft_all_reduce_(weft_group *g, weft_tensor *t, int reduction);  // t: of all ranks, the same everywhere
+weft_tensor *weft_all_gather(weft_group *g, const weft_tensor *t);           // [n, ...] -> [size * n, ...], by rank
+weft_tensor *weft_reduce_scatter(weft_group *g, const weft_tensor *t, int reduction);  // [size * n, ...] -> [n, ...]
+weft_status weft_broadcast_(weft_group *g, weft_tensor *t, int root);        // t: root's, everywhere
+weft_status weft_barrier(weft_group *g);             // until all ranks are here and their devices have done all
+
 // --- random numbers: Philox4x32-10's four words for a key and a counter, lowest words first
 void weft_philox_words(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);
 

@@ -1,5 +1,6 @@
 // backend.cu: the library's one door, and each GPU behind it: its table of kernels, its stream, what
 // is said when something fails.
+#include "cuda/comm.h"
 #include "cuda/memory.h"
 #include <cstdio>
 #include <cstdlib>
@@ -170,6 +171,7 @@ static weft_backend *open_device(int index, int32_t device) {
     d->base.synchronize = synchronize;
     d->base.after = after;
     d->base.counters = &d->counters;
+    d->base.collectives = &cuda_collectives;
     if (prepare(d) == WEFT_OK) return &d->base;
     free(d);
     return nullptr;

@@ -166,7 +166,7 @@ section("Tensor methods", "Beside the operators. `t.shape`, `t.strides`, `t.ndim
   .. "`t:pow_`, `t:maximum_`, `t:minimum_`. `max`, `min`, `argmax` and `argmin` without a dim take all elements; `eq`, `ne`, `lt`, `le`, `gt`, `ge`, "
   .. "`maximum`, `minimum` and the arithmetic take a number too.", { { "tensor/methods.lua", { M = { "t", method = true } } } })
 section("Memory, threads and the whole", nil, { { "init.lua", { M = { "weft" } } }, { "scope.lua", { M = { "weft" } } },
-  { "cuda.lua", { M = { "weft.cuda" } } } })
+  { "cuda.lua", { M = { "weft.cuda" } } }, { "dist.lua", { M = { "weft.dist" }, Group = { "weft.dist", object = "group" } } } })
 section("Autograd", nil, { { "autograd/init.lua", { M = { "weft" } } }, { "autograd/gradcheck.lua", { M = { "weft" } } } })
 section("Random streams", nil, { { "random.lua", { M = { "weft.random" } } } })
 section("nn: modules", "`nn.Module \"Name\"` makes a class; what follows are its methods, then the layers.", {

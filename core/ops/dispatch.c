@@ -291,7 +291,7 @@ weft_status weft_dispatch_all(weft_op op, const weft_tensor *const *in, int n_in
 }
 
 // --- in-place writes
-static weft_status may_write(const weft_tensor *t, const weft_tensor *source, const char *what) {
+weft_status weft_may_write(const weft_tensor *t, const weft_tensor *source, const char *what) {
     char text[160];
     weft_describe(text, sizeof text, &t->v);
     if (weft_the_state.grad_enabled && t->requires_grad)
@@ -359,7 +359,7 @@ static bool same_place(const weft_view *a, const weft_view *b) {
 
 weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
     weft_view source;
-    TRY(may_write(dst, src, "copy_"));
+    TRY(weft_may_write(dst, src, "copy_"));
     weft_status code = expanded(&src->v, &dst->v, &source);
     if (code != WEFT_OK) return weft_fail(code, "copy_: %s", weft_error());
     if (dst->v.device != src->v.device && src->v.device == WEFT_META)
@@ -389,7 +389,7 @@ weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
 }
 
 weft_status weft_fill_(weft_tensor *t, double value) {
-    TRY(may_write(t, NULL, "fill_"));
+    TRY(weft_may_write(t, NULL, "fill_"));
     H(t)->storage->version++;
     if (t->v.numel == 0 || t->v.device == WEFT_META) return WEFT_OK;
     weft_backend *backend = weft_backend_of(t->v.device);
@@ -413,7 +413,7 @@ static weft_status write_elementwise(weft_op op, weft_tensor *a, const weft_tens
     weft_ops_init();
     const weft_tensor *in[2] = { a, b }, *first;
     int n_in = b ? 2 : 1;
-    TRY(may_write(a, b, info->name));
+    TRY(weft_may_write(a, b, info->name));
     weft_status code = check_inputs(info, in, n_in, &first);
     weft_view joint;
     if (code == WEFT_OK && b) code = expanded(&b->v, &a->v, &joint);

@@ -33,7 +33,7 @@ describe("without a GPU", function()
       const void *weft_device_entry(const void *host) { (void)host; door.abi = ABI; door.hash = 7; return &door; }
     ]]
     f:close()
-    for abi, want in pairs { [1] = "another operator table", [99] = "version 99 of the device interface" } do
+    for abi, want in pairs { [2] = "another operator table", [99] = "version 99 of the device interface" } do
       local library = ("%s/other%d.so"):format(folder, abi)
       assert.equal(0, os.execute(("gcc -shared -fPIC -DABI=%d -o %s %s"):format(abi, library, source)))
       assert.matches(want, tried(library))
