@@ -85,6 +85,49 @@ describe("ITM", function()
     assert.is_true(from_queue > 50)
   end)
 
+  it("never draws the own id in a million draws, however much more alike it looks", function()
+    weft.manual_seed(8)
+    local n, queue = 50, full_queue(30)
+    local ids = {}
+    for i = 1, 30 do ids[i] = i end
+    local first = batch_of(ids)
+    push(queue, pair_of(first), first, stream(ids))
+    -- 10 pictures of the batch stand in the queue as well, 6 twice in the batch
+    for i = 1, n do ids[i] = i <= 44 and i + 20 or i - 24 end
+    local batch = batch_of(ids)
+    -- every picture's own text is its exact copy: at the least temperature its softmax is 1, all others' 0
+    local itc = ITC { image = 6, text = 6, dim = 4, tau = 0.001 }
+    local x = weft.randn { n, 6 }
+    weft.no_grad(function()
+      for _, part in ipairs { "weight", "bias" } do itc.text_proj[part]:copy_(itc.image_proj[part]) end
+    end)
+    local pair = itc(x, x, batch, queue)
+    local weights = ITM.weights(pair.sim_i2t, pair.positive, 1e-4)
+    local drawn, names = weft.multinomial(weights, 20000, true):totable(), {}
+    for i = 1, n do names[i] = ids[i] end
+    for i = 1, 30 do names[n + i] = i end
+    local count = 0
+    for i, row in ipairs(drawn) do
+      for _, column in ipairs(row) do
+        if names[column + 1] == ids[i] then error(("row %d drew column %d, its own"):format(i, column)) end
+        count = count + 1
+      end
+    end
+    assert.equal(1000000, count)
+    -- and so it is where the loss draws
+    local itm = ITM { width = 2 }
+    for _ = 1, 100 do
+      weft.scope(function()
+        itm(function(v, texts)
+          local pictures, words = v:select(3, 1):select(2, 1):totable(), texts:select(2, 1):totable()
+          for i = 1, n do assert.is_true(words[n + i] ~= ids[i] and pictures[2 * n + i] ~= ids[i]) end
+          return weft.ones { 3 * n, 2 }
+        end, stream(ids), pair, batch, queue)
+      end)
+    end
+    assert.equal(0, itm.skipped_rows)
+  end)
+
   it("draws by how alike things look", function()
     weft.manual_seed(9)
     local batch = batch_of { 1, 2, 3 }
