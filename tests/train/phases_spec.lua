@@ -16,10 +16,10 @@ local function new_run(more)
 end
 
 -- Steps of training; after(run) sees the gradients of each step before the next clears them.
-local function steps(run, n, after)
+local function steps(run, n, after, losses)
   for _ in run:epochs() do
     for batch in run:batches() do
-      run:train_step(batch, function(b) return run.model:losses(b) end)
+      run:train_step(batch, losses or function(b) return run.model:losses(b) end)
       if after then after(run) end
       n = n - 1
       if n == 0 then return end
@@ -198,6 +198,27 @@ describe("the two phases", function()
     local ok, message = pcall(steps, run, 4)
     assert.is_false(ok)
     assert.truthy(tostring(message):find("idle.weight has had no gradient", 1, true), tostring(message))
+  end)
+
+  it("stop it also when it was resumed before the third step of a phase", function()
+    local more = { "checkpoint_every=1" }
+    for _, step in ipairs { 1, 9 } do
+      local run = new_run(more)
+      run.evaluate = function(self) self.history = self.history or {} end
+      steps(run, step)
+      if step > 1 then assert.equal(2, run.phase.index) end
+      local again = assert(weft.train.open(run.dir, { quiet = true }))
+      again.evaluate = run.evaluate
+      again.model:train()
+      local ok, message = pcall(steps, again, 4, nil, function(b)
+        local losses = again.model:losses(b)
+        return { lm = losses.lm }
+      end)
+      assert.is_false(ok)
+      assert.truthy(tostring(message):find("Phase %d: %S+ has had no gradient in three steps"), tostring(message))
+      assert.truthy(tostring(message):find("anything to compare: itc, itm, memory", 1, true), tostring(message))
+      assert.equal(step + 2, again.step)
+    end
   end)
 
   it("let a run go on whose matching finds no negative at first, or that leaves a loss out", function()

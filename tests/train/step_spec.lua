@@ -1,6 +1,7 @@
 local weft = require "weft"
 local tiny = require "tests.support.tiny"
 local command = require "tests.support.command"
+local compare = require "tests.models.compare"
 
 local root, remove_pictures, removers
 setup(function() root, remove_pictures = tiny.pictures(24) end)
@@ -205,6 +206,63 @@ describe("a step that is not finite", function()
     assert.truthy(logged(run):find("the loss lm (nan)", 1, true) or logged(run):find("the loss lm (-nan)", 1, true))
     steps(run, 2)
     assert.is_true(difference(before, weights(run)) > 0)
+  end)
+end)
+
+describe("what can't be compared", function()
+  -- Pictures and captions of which some are the same.
+  local function copies(picture, caption)
+    local dir, remove = command.folder()
+    table.insert(removers, remove)
+    for i = 1, 24 do
+      assert(os.execute(("cp %s/%02d.png %s/%02d.png"):format(root, picture or i, dir, i)) == 0)
+      tiny.write(("%s/%02d.txt"):format(dir, i), caption or "thing number " .. i)
+    end
+    return dir
+  end
+
+  it("is skipped and counted, and the run comes to its end and opens again", function()
+    for _, case in ipairs {
+      { { "batch=1", "itc.queue=1" }, 0 }, { { "batch=1", "itc.queue=1", "weights.lm=0", "memory.kind=none" }, 1 },
+      { { "batch=8", "itc.queue=2" }, 0 }, { { "batch=4", "itc.queue=0" }, 0 } } do
+      local more = { "epochs=2", "warmup_epochs=1", unpack(case[1]) }
+      local run = new_run(more)
+      rawset(run.recipe, "finish", nil)
+      local result = run:train()
+      assert.equal(case[2], result.skipped, table.concat(more, " "))
+      assert.is_true(compare.finite(run.model.itc.tau))
+      local again = assert(weft.train.open(run.dir, { quiet = true }))
+      assert.equal(result.step, again.step)
+      again:resume_check()
+      local last = tiny.metrics(run.dir)[result.step]
+      if case[1][1] == "batch=1" then assert.is_true(last.itc_skipped >= 1 and last.itm_skipped >= 2) end
+    end
+  end)
+
+  it("stops a run in which nothing can be compared, saying why", function()
+    for _, case in ipairs { { copies(1), "itc, itm" }, { copies(nil, "same"), "itc, itm" } } do
+      local run = new_run({ "batch=4", "data.held_out=0" }, case[1])
+      local ok, message = pcall(run.train, run)
+      assert.is_false(ok)
+      assert.truthy(tostring(message):find("no loss reaches it (none of these had anything to compare: " .. case[2], 1, true), tostring(message))
+    end
+  end)
+
+  it("leaves a checkpoint without a loss to check, where the loss of its last batch is none or not finite", function()
+    for _, value in ipairs { 0 / 0, math.huge, false } do
+      local run = new_run { "checkpoint_every=1" }
+      steps(run, 1)
+      local losses = run.model.losses
+      rawset(run.model, "losses", function(...)
+        local lm = losses(...).lm
+        return { lm = value and lm * value or nil }
+      end)
+      run:save()
+      assert.is_nil(run.check)
+      local again = assert(weft.train.open(run.dir, { quiet = true }))
+      again:resume_check()
+      assert.is_nil(tiny.read(run.dir .. "/log.txt"):find("resume check", 1, true))
+    end
   end)
 end)
 

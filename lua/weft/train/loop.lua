@@ -192,7 +192,7 @@ end
 ---The phase whose end had the best mean recall, and its checkpoint, which is kept; nil without recall.
 function M:best()
   local best
-  for _, e in ipairs(self.history) do
+  for _, e in ipairs(self.history or {}) do
     local r = e.values.retrieval
     if r and r.r_mean and e.label ~= "before" and (not best or r.r_mean >= best.r_mean) then
       best = { label = e.label, step = e.step, r_mean = r.r_mean, checkpoint = ("step_%08d"):format(e.step) }

@@ -274,7 +274,8 @@ end
 
 function Run:seconds() return (self.before or 0) + files.clock() - self.started end
 
----The loss of the step's last batch under the weights as they are now, without side effects.
+---The loss of the step's last batch under the weights as they are now, without side effects; nil where it
+---has none, or none that is finite.
 function Run:check_loss(indices)
   random.set_step(self.step, 65535)
   self.model:eval()
@@ -282,15 +283,17 @@ function Run:check_loss(indices)
     return autograd.no_grad(function()
       local batch = self.data.train:batch_of(indices)
       batch.token_share = 1
-      return (self:total(self.model:losses(batch)):item())
+      local total = self:total(self.model:losses(batch))
+      return total and total:item()
     end)
   end)
   self.model:train()
-  return value
+  return value and math.abs(value) < math.huge and value or nil
 end
 
 function Run:save()
-  self.check = self.last_indices and { indices = self.last_indices, loss = self:check_loss(self.last_indices) } or nil
+  local loss = self.last_indices and self:check_loss(self.last_indices)
+  self.check = loss and { indices = self.last_indices, loss = loss } or nil
   local parts, state = self:state()
   if self:checksum_frozen() ~= self.frozen_checksum then error("frozen weights have changed during training", 0) end
   local dir, message = checkpoint.save(self.dir, self.step, parts, state)
@@ -306,7 +309,7 @@ function Run:resume_check()
   if not self.check then return end
   local again = self:check_loss(self.check.indices)
   local same = again == self.check.loss
-  self.log:line("resume check: %.5f %s %.5f", self.check.loss, same and "=" or "is not", again)
+  self.log:line("resume check: %.5f %s %.5f", self.check.loss, same and "=" or "is not", again or 0 / 0)
   if not same then error("resume: the loss of the checkpoint's last batch is not what it was; data or code have changed", 0) end
 end
 

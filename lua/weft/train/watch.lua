@@ -2,13 +2,27 @@
 -- head that ignores its input would be, waiting for data.
 local M = {}
 
----At the start of a phase: nothing has been reached yet.
+local STEPS = 3
+
+---In the first steps of a phase: nothing has been reached yet. A run that goes on there begins to watch anew.
 function M:watch_phase()
-  if self.step ~= (self.phase.first - 1) * self.options.steps_per_epoch then return end
+  if self.watched == self.phase or self.step >= (self.phase.first - 1) * self.options.steps_per_epoch + STEPS then return end
+  self.watched = self.phase
   self.unmoved = { names = {}, steps = 0, losses = 0 }
   for name, t in self.model:named_parameters() do
     if t.requires_grad then self.unmoved.names[name] = true end
   end
+end
+
+-- Losses that have a weight and were not there, by commas; nil where there is none.
+local function missing_losses(self)
+  local list = {}
+  for name, w in pairs(require("weft.config").flat(self.config)) do
+    name = name:match "^weights%.(.*)$"
+    if name and w ~= 0 and not self.sums[name] then list[#list + 1] = name end
+  end
+  table.sort(list)
+  return #list > 0 and table.concat(list, ", ") or nil
 end
 
 ---Before the optimizer moves: each trainable tensor must have had a gradient other than 0 by the
@@ -28,9 +42,10 @@ function M:watch_gradients()
   if self.loss_names == u.losses then u.steps = u.steps + 1 end
   if not left then
     self.unmoved = nil
-  elseif u.steps >= 3 then
-    error(("%s: %s has had no gradient in three steps: no loss reaches it; use it, or freeze it in the recipe's phases")
-      :format(self.phase.name, left), 0)
+  elseif u.steps >= STEPS then
+    local missing = missing_losses(self)
+    error(("%s: %s has had no gradient in three steps: no loss reaches it%s; use it, or freeze it in the recipe's phases")
+      :format(self.phase.name, left, missing and (" (none of these had anything to compare: %s)"):format(missing) or ""), 0)
   end
 end
 
