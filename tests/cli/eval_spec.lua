@@ -24,10 +24,23 @@ describe("weft eval", function()
     assert.same(result.itm, made.scores.itm)
     assert.equal(result.captions.loss, made.scores.captions.loss)
     assert.equal(#run.data.test.rows, made.protocol.pictures)
+    assert.same(result.protocol, made.protocol)
+    for _, e in ipairs(result.evaluations) do assert.equal(("step_%08d"):format(e.step), e.protocol.checkpoint) end
+    assert.truthy(tiny.read(run.dir .. "/log.txt"):find("\nscores: held-out pictures of the run: ", 1, true))
     assert.equal(run.step, made.protocol.step)
     for _, words in ipairs { "held-out pictures of the run", "R@10", "chance", "always saying no", "perplexity", "short edge 28, crop 28" } do
       assert.truthy(out:find(words, 1, true), words)
     end
+  end)
+
+  it("puts the first candidates in order by matching when asked", function()
+    local code, out, err = command.weft(("eval retrieval,rerank %s --top 3 --output %s/r.json"):format(run.dir, work))
+    assert.equal(0, code, err)
+    local made = tiny.json(work .. "/r.json")
+    assert.equal(3, made.scores.reranked.top)
+    assert.equal("the first 3 by ITC similarity, in the order of the matching head", made.protocol.reranked)
+    assert.truthy(out:find("%, the first 3 by matching\n"), out)
+    assert.equal(2, (command.weft(("eval rerank %s --top 0"):format(run.dir))))
   end)
 
   it("scores only what is named", function()

@@ -144,7 +144,7 @@ describe("captions", function()
     end
     local notes = table.concat(data.notes, "\n")
     assert.is_true(cut > 0)
-    assert.truthy(notes:find(("%.1f %% cut at 8 tokens, longest %d, 1 empty"):format(100 * cut / 22, longest), 1, true), notes)
+    assert.truthy(notes:find(("\ncaptions: %.1f %% cut at 8 tokens, longest %d, 1 empty"):format(100 * cut / 22, longest), 1, true), notes)
     assert.truthy(notes:find("pictures: 22 (22 distinct), 22 to train on, 0 held out by groups of equal captions; left out: 1 without a caption",
       1, true), notes)
     local batch = data.train:batch_of({ 1, 2, 3 }, false)

@@ -106,22 +106,83 @@ describe("retrieval on held-out pictures", function()
   end)
 
   it("counts a picture's other captions and a caption's other pictures as right", function()
-    -- 1 and 2 share a caption, 3 and 4 a picture; texts of each two are exchanged
-    local function swapped(i) return direction(({ 2, 1, 4, 3, 5, 6, 7, 8 })[i]) end
-    local plain = retrieval.run(fake { n = 8, place = direction, text = swapped }).retrieval
-    near(0.5, plain.tr1)
+    -- 1 and 2 share a caption, 3 and 4 a picture; texts of 1 and 2 are exchanged
+    local function swapped(i) return direction(({ 2, 1, 3, 3, 5, 6, 7, 8 })[i]) end
+    local function place(i) return direction(i == 4 and 3 or i) end
+    local plain = retrieval.run(fake { n = 8, place = place, text = swapped }).retrieval
+    near(0.5, plain.tr1)   -- 3 and 4 tie
     near(0.5, plain.ir1)
-    local r = retrieval.run(fake { n = 8, place = direction, text = swapped, captions = { 1, 1 }, images = { 1, 2, 3, 3 } }).retrieval
+    local r = retrieval.run(fake { n = 8, place = place, text = swapped, captions = { 1, 1 }, images = { 1, 2, 3, 3 } }).retrieval
     near(1, r.tr1)
     near(1, r.ir1)
-    -- four queries have two right candidates
-    near((4 * 2 / 8 + 4 * 1 / 8) / 8, r.chance1)
+    -- three of 7 pictures have two right captions of 8, two captions have two right pictures
+    near((3 * 2 / 8 + 4 * 1 / 8) / 7, r.chance1)
+    near((2 * 2 / 7 + 6 * 1 / 7) / 8, r.ir_chance1)
+  end)
+
+  it("has each picture once, however many captions it has", function()
+    -- 3 pictures of 2 captions each; the second picture looks like nothing of its own
+    local r = retrieval.run(fake { n = 6, images = { 1, 1, 2, 2, 3, 3 }, place = function(i)
+      return direction(({ 1, 1, 1, 1, 3, 3 })[i])
+    end, text = function(i) return direction(({ 1, 1, 2, 2, 3, 3 })[i]) end }).retrieval
+    assert.equal(3, r.pictures)
+    assert.equal(6, r.texts)
+    near(2 / 3, r.tr1)
+    -- two pictures look the same: each counts against the other
+    near(2 / 6, r.ir1)
+    near(1, r.ir5)
+    near(2 / 6, r.chance1)
+    near(1 / 3, r.ir_chance1)
+    near(1 - (4 * 3 * 2 * 1 * 0) / 720, r.chance5)
   end)
 
   it("is 0 where everything looks the same", function()
     local r = retrieval.run(fake { n = 8, place = function() return { 1, 0 } end }).retrieval
     near(0, r.r_mean - (r.tr10 + r.ir10) / 6)
     assert.equal(2 * 8 * 7, r.ties)
+  end)
+end)
+
+describe("recall in two stages", function()
+  local rerank = require "weft.eval.rerank"
+  -- features take each for the next one; who is asked knows better
+  local function next_one(i) return direction(i % 8 + 1) end
+  local function run_of(match) return fake { n = 8, place = direction, text = next_one, match = match } end
+
+  it("lets matching put the first candidates in order", function()
+    near(0, retrieval.run(run_of()).retrieval.tr1)
+    local r = rerank.run(run_of(function(i, j) return i == j and 3 or -3 end), 8).reranked
+    for _, key in ipairs { "tr1", "ir1", "r_mean" } do near(1, r[key]) end
+    assert.equal(8, r.top)
+    near(1 / 8, r.chance1)
+  end)
+
+  it("asks of the first candidates alone, and leaves the others where they are, behind", function()
+    local asked = 0
+    local r = rerank.run(run_of(function(i, j)
+      asked = asked + 1
+      return i == j and 3 or -3
+    end), 1).reranked
+    assert.equal(2 * 8, asked)
+    near(0, r.tr1)
+    -- features alone rank the same
+    local plain = retrieval.run(run_of()).retrieval
+    near(plain.tr5, r.tr5)
+    near(plain.ir5, r.ir5)
+  end)
+
+  it("asks of a caption's first pictures, each once, where pictures have several", function()
+    local pairs_ = {}
+    local r = rerank.run(fake { n = 6, images = { 1, 1, 2, 2, 3, 3 }, place = function(i) return direction(math.ceil(i / 2)) end,
+      text = function(i) return direction(math.ceil(i / 2) % 3 + 1) end, match = function(i, j)
+        pairs_[#pairs_ + 1] = i
+        return math.ceil(i / 2) == math.ceil(j / 2) and 1 or -1
+      end }, 6).reranked
+    near(1, r.tr1)
+    near(1, r.ir1)
+    -- 3 pictures x 6 captions and 6 captions x 3 pictures, of which the first row stands for each
+    assert.equal(36, #pairs_)
+    for _, i in ipairs(pairs_) do assert.equal(1, i % 2) end
   end)
 end)
 
@@ -203,6 +264,33 @@ describe("captions of held-out pictures", function()
       assert.equal("said " .. s.name, s.generated)
     end
     assert.equal(3, #captions.samples(fake { n = 3, place = direction }, 8))
+  end)
+end)
+
+describe("the protocol of scores", function()
+  local protocol = require "weft.eval.protocol"
+  local function of(more)
+    local rows = {}
+    for i = 1, 6 do rows[i] = { name = tostring(i), caption = "c" .. i, image_id = math.ceil(i / 2), caption_id = math.min(i, 5), hash = "h" } end
+    local test = { rows = rows, options = { fit = "crop", resize = 256, size = 224 }, order_hash = require("weft.data.captioned").order_hash,
+      order = require("weft.data.captioned").order }
+    for k, v in pairs(more or {}) do test.options[k] = v end
+    return protocol.of({ step = 40 }, test), test
+  end
+
+  it("says how many pictures and captions, of which set, how prepared and ranked, at which checkpoint", function()
+    local p = of()
+    assert.equal("3 5 2 40 step_00000040", table.concat({ p.pictures, p.captions, p.captions_per_picture, p.step, p.checkpoint }, " "))
+    assert.truthy(protocol.line(p):find("held-out pictures of the run: 3 pictures, 5 distinct captions, 2 a picture (hash ", 1, true))
+    assert.truthy(protocol.line(p):find("short edge 256, crop 224; ranked by ITC similarity", 1, true))
+  end)
+
+  it("is another one for other pictures, captions or sizes", function()
+    local a, test = of()
+    assert.equal(protocol.key(a), protocol.key((of())))
+    for _, more in ipairs { { size = 112 }, { resize = 224 }, { fit = "stretch" } } do assert.are_not.equal(protocol.key(a), protocol.key((of(more)))) end
+    test.rows[2].caption = "another"
+    assert.are_not.equal(protocol.key(a), protocol.key(protocol.of({ step = 40 }, test)))
   end)
 end)
 

@@ -33,6 +33,27 @@ local function table_with(tree, heading)
   end
 end
 
+describe("a report of runs whose held-out pictures differ", function()
+  it("has a table of recall for each, and says that they can't be compared", function()
+    local tree, text = parsed { first.dir, second.dir }
+    local tables = 0
+    for _, e in ipairs(page.all(tree, "table")) do
+      local rows, names = page.cells(e), {}
+      if rows[1][3] == "picture → text R@1" and rows[1][4] == "R@5" then
+        tables = tables + 1
+        for i = 2, #rows - 1 do names[rows[i][1]] = true end
+        local n = 0
+        for _ in pairs(names) do n = n + 1 end
+        assert.equal(1, n)
+        assert.equal(5, #rows)
+      end
+    end
+    assert.equal(2, tables)
+    assert.truthy(text:find("These runs were scored in 2 ways", 1, true))
+    assert.is_nil((select(2, parsed { first.dir })):find("These runs were scored", 1, true))
+  end)
+end)
+
 describe("a report of a run", function()
   it("is well-formed and refers to nothing outside itself", function()
     local tree, text = parsed { first.dir }

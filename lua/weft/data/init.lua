@@ -124,8 +124,8 @@ function M.captioned(c, o)
   data.notes = {
     ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; left out: %d without a caption, %d not there")
       :format(#pairs_, n_images, #train, #test, counts.without, counts.missing),
-    ("captions: %d distinct, %.1f %% cut at %d tokens, longest %d, %d empty; vocabulary %d")
-      :format(n_captions, 100 * cut / #pairs_, c.length, longest, counts.empty, t.size),
+    ("captions: %.1f %% cut at %d tokens, longest %d, %d empty; %d distinct; vocabulary %d")
+      :format(100 * cut / #pairs_, c.length, longest, counts.empty, n_captions, t.size),
     c.fit == "stretch" and ("preprocessing: both sides to %d bicubic antialiased, whatever the shape; alpha on white"):format(c.size)
       or ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
         :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),

@@ -69,30 +69,63 @@ function M.embed(run, dataset)
   return ops.cat(images, 1), ops.cat(texts, 1)
 end
 
----Recall at 1, 5, 10 both ways on the held-out pictures.
-function M.run(run)
-  local rows = run.data.test.rows
+-- A set's distinct pictures: the first row of each, and for each the words that are said of it.
+local function pictures_of(rows)
+  local first, said, number = {}, {}, {}
+  for i, row in ipairs(rows) do
+    local n = number[row.image_id]
+    if not n then
+      n = #first + 1
+      number[row.image_id], first[n], said[n] = n, i, {}
+    end
+    said[n][row.caption_id] = true
+  end
+  return first, said
+end
+
+---Every distinct picture of a set beside every caption: similarities [P][N], which of them go together (a caption
+---of the picture, or the words of one), and the row of each picture.
+---@return number[][] sim, boolean[][] right, integer[] first
+function M.compare(run, dataset)
+  local first, said = pictures_of(dataset.rows)
   local sim = scope(function()
-    local image, text = M.embed(run, run.data.test)
+    local image, text = M.embed(run, dataset)
+    local places = {}
+    for n, row in ipairs(first) do places[n] = row - 1 end
+    image = require("weft").index_select(image, require("weft").tensor(places, { dtype = "int64", device = image.device }), 1)
     return image:matmul(text:t()):totable()
   end)
   local right = {}
-  for i, a in ipairs(rows) do
-    right[i] = {}
-    for j, b in ipairs(rows) do right[i][j] = a.image_id == b.image_id or a.caption_id == b.caption_id end
+  for n = 1, #first do
+    right[n] = {}
+    for j, row in ipairs(dataset.rows) do right[n][j] = said[n][row.caption_id] or false end
   end
+  return sim, right, first
+end
+
+---Recall at 1, 5, 10 of captions by pictures (tr) and pictures by captions (ir), beside chance.
+---@param by_picture number[][]  [P][N]
+---@param by_caption number[][]  [N][P]
+---@param right boolean[][]  [P][N]
+function M.figures(by_picture, by_caption, right)
   local ks = { 1, 5, 10 }
-  local tr, chance, tr_ties = M.recall(sim, right, ks)
-  local ir, _, ir_ties = M.recall(transpose(sim), right, ks)
-  local out = { pictures = #rows, ties = tr_ties + ir_ties }
-  local sum = 0
+  local tr, tr_chance, tr_ties = M.recall(by_picture, right, ks)
+  local ir, ir_chance, ir_ties = M.recall(by_caption, transpose(right), ks)
+  local out, sum = { pictures = #by_picture, texts = #by_caption, ties = tr_ties + ir_ties }, 0
   for _, k in ipairs(ks) do
-    out["tr" .. k], out["ir" .. k], out["chance" .. k] = tr[k], ir[k], chance[k]
+    out["tr" .. k], out["ir" .. k], out["chance" .. k], out["ir_chance" .. k] = tr[k], ir[k], tr_chance[k], ir_chance[k]
     sum = sum + tr[k] + ir[k]
   end
   out.r_mean = sum / 6
   out.r10_mean = (tr[10] + ir[10]) / 2
-  return { retrieval = out }
+  return out
 end
 
+---Recall on the held-out pictures by the similarity of features.
+function M.run(run)
+  local sim, right = M.compare(run, run.data.test)
+  return { retrieval = M.figures(sim, transpose(sim), right) }
+end
+
+M.transpose = transpose
 return M

@@ -216,14 +216,19 @@ end
 local RECALL = { { "picture → text R@1", "tr1" }, { "R@5", "tr5" }, { "R@10", "tr10" }, { "text → picture R@1", "ir1" }, { "R@5", "ir5" },
   { "R@10", "ir10" }, { "mean", "r_mean" } }
 
-local function recall_table(runs)
+-- What evaluations must share to stand in one column.
+local function protocol_of(e)
+  return e.protocol and require("weft.eval.protocol").key(e.protocol) or ("%s pictures"):format(e.values.retrieval.pictures)
+end
+
+local function recall_table(runs, protocol)
   local head, rows, chance, pictures = { #runs > 1 and "run" or "" }, {}, nil, nil
   if #runs > 1 then head[2] = "" end
   for _, c in ipairs(RECALL) do head[#head + 1] = c[1] end
   for _, run in ipairs(runs) do
     for _, e in ipairs(run.evaluations) do
       local r = e.values and e.values.retrieval
-      if r then
+      if r and protocol_of(e) == protocol then
         local row = #runs > 1 and { run.name, label(e) } or { label(e) }
         for _, c in ipairs(RECALL) do row[#row + 1] = percent(r[c[2]]) end
         rows[#rows + 1], chance, pictures = row, r, r.pictures
@@ -234,7 +239,7 @@ local function recall_table(runs)
   local last = #runs > 1 and { "chance", "" } or { "chance" }
   for _, c in ipairs(RECALL) do
     local k = c[2]:match "%d+"
-    last[#last + 1] = k and percent(chance["chance" .. k])
+    last[#last + 1] = k and percent(c[2]:find "^ir" and chance["ir_chance" .. k] or chance["chance" .. k])
       or percent(((chance.chance1 or 0) + (chance.chance5 or 0) + (chance.chance10 or 0)) / 3)
   end
   last.class = "chance"
@@ -242,6 +247,25 @@ local function recall_table(runs)
   return { el("h3", nil, "Finding pictures by captions and captions by pictures"), markup.table(head, rows, { left = { true, #runs > 1 } }),
     el("p", { class = "soft" }, ("%s held-out pictures; a hit is the query's own picture or caption; ties count as misses.")
       :format(commas(pictures or 0))) }
+end
+
+-- Scores of other held-out pictures, or of pictures prepared otherwise, get a table of their own.
+local function recall_tables(runs)
+  local seen, out = {}, {}
+  for _, run in ipairs(runs) do
+    for _, e in ipairs(run.evaluations) do
+      local key = e.values and e.values.retrieval and protocol_of(e)
+      if key and not seen[key] then
+        seen[key] = true
+        out[#out + 1] = recall_table(runs, key)
+      end
+    end
+  end
+  if #out > 1 then
+    table.insert(out, 1, el("p", { class = "soft" },
+      ("These runs were scored in %d ways, on other pictures or otherwise prepared: only figures of one table can be compared."):format(#out)))
+  end
+  return #out > 0 and out or nil
 end
 
 local function matching_table(runs)
@@ -302,7 +326,7 @@ end
 
 function M.scores(runs)
   local out = {}
-  for _, part in ipairs { recall_table, matching_table, other_table } do
+  for _, part in ipairs { recall_tables, matching_table, other_table } do
     local made = part(runs)
     if made then out[#out + 1] = made end
   end

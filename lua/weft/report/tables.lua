@@ -30,7 +30,7 @@ function M.lines(history)
     end
   end
   if last then
-    row("chance", function(k) return last["chance" .. k:match "%d+"] end)
+    row("chance", function(k) return k:find "^ir" and last["ir_chance" .. k:match "%d+"] or last["chance" .. k:match "%d+"] end)
     out[#out + 1] = ("%d held-out pictures; a hit is the query's own picture or caption; ties count as misses"):format(last.pictures)
   end
   out[#out + 1] = ""

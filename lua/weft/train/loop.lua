@@ -159,7 +159,10 @@ function M:evaluate(label)
   end)
   self.model:train()
   self.history = self.history or {}
-  table.insert(self.history, { label = label, step = self.step, values = values })
+  local protocols = require "weft.eval.protocol"
+  local protocol = next(values) and protocols.of(self, self.data.test) or nil
+  if protocol and #self.history == 0 then self.log:line("scores: %s", protocols.line(protocol)) end
+  table.insert(self.history, { label = label, step = self.step, values = values, protocol = protocol })
   if self.events then require("weft.train.tensorboard").evaluated(self, self.history[#self.history]) end
   for _, name in ipairs(sorted(values)) do
     local parts = {}
@@ -218,7 +221,7 @@ function M:finish()
     seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
     damaged = #self.damaged, best = self:best(),
     hashes = { initial = self.hashes.initial, data = self.hashes.data, final = checkpoint.checksum(self.model:state_dict()) },
-    evaluations = self.history, losses = self.sums }
+    evaluations = self.history, protocol = self.history[#self.history].protocol, losses = self.sums }
   for k, v in pairs(self.history[#self.history].values) do result[k] = v end
   if self.recipe.finish then
     self.model:eval()
