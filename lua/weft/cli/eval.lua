@@ -78,7 +78,9 @@ function M.run(args)
   if not dir then error({ usage = "a run's folder is expected" }, 0) end
   local run, message = weft.train.open(dir, { quiet = true, recipe_path = args.recipe, for_use = args.data ~= nil })
   if not run then error(message, 0) end
-  if not args.force then
+  -- a checkpoint that was named, of a phase in which adapters are frozen, is meant as it is
+  local _, chosen = require("weft.train.checkpoint").place(dir)
+  if not (args.force or chosen and require("weft.train.phases").adapters_frozen(run.model)) then
     require("weft.peft.merge").refuse_idle(run.model, dir, "the base would be scored; --force does it all the same")
   end
   run.log.dir = nil
