@@ -148,6 +148,16 @@ describe("the files of a run", function()
   end)
   teardown(function() remove() end)
 
+  it("are those that are promised, and no others", function()
+    local names = {}
+    for _, name in ipairs(files.list(run.dir)) do names[#names + 1] = (name:gsub("^(events%.out%.tfevents)%..*", "%1")) end
+    assert.same({ "adapter", "best", "ckpt", "config.json", "curves.png", "data.json", "env.json", "events.out.tfevents", "log.txt",
+      "metrics.jsonl", "model.json", "overrides.txt", "report.html", "result.json", "samples", "tokenizer.json" }, names)
+    assert.same({ "latest", "step_00000008", "step_00000016" }, files.list(run.dir .. "/ckpt"))
+    assert.equal("step_00000016\n", tiny.read(run.dir .. "/ckpt/latest"))
+    assert.same({ "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json" }, files.list(run.dir .. "/best"))
+  end)
+
   it("say what was run and where", function()
     local record = tiny.json(run.dir .. "/config.json")
     assert.equal("stage1", record.recipe)

@@ -11,7 +11,7 @@ local M = {
     { "dir", "the run's own folder, in place of a dated one", value = "DIR" },
     { "until", "stop at the end of this phase or epoch, its checkpoint written", value = "WHEN" },
     { "branch", "begin where RUN stopped with --until; adapters begin anew", value = "RUN" },
-    { "tensorboard", "write event files for TensorBoard too, into the run's folder" },
+    { "no-tensorboard", "write no event file for TensorBoard into the run's folder" },
     { "memory", "most MiB of tensors; beyond it the run fails", value = "MIB" },
     { "dry-run", "build everything, run one step of each phase, say what it takes, stop" },
     { "print-config", "print the config after overrides, and stop" },
@@ -129,7 +129,7 @@ function M.run(args)
     run = start(args.dir)
   end
   if args["until"] then require("weft.train.branch").stop_after(run, args["until"]) end
-  run.tensorboard = args.tensorboard
+  run.tensorboard = not args["no-tensorboard"]
   C.weft_catch_stop(true)
   run.should_stop = function() return C.weft_stop_requested() end
   local ok, problem = xpcall(run.train, function(e)

@@ -180,7 +180,7 @@ function M:train()
   self.started = files.clock()
   self.model:train()
   if self.step > 0 then self:resume_check() end
-  if self.tensorboard or config_of.get(self.config, "tensorboard", false) then require("weft.train.tensorboard").attach(self) end
+  if self.tensorboard ~= false and config_of.get(self.config, "tensorboard", true) then require("weft.train.tensorboard").attach(self) end
   self:print_start()
   if self.data.test:size() == 0 then self.log:line "nothing is held out (data.held_out): there will be no scores" end
   if not self.history then self:evaluate "before" end
