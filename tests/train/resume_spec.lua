@@ -97,6 +97,20 @@ describe("a run that was stopped", function()
     assert.same(one, two)
   end)
 
+  it("draws on from where it was, also what a recipe draws from the common stream", function()
+    local run = start {}
+    run.should_stop = function()
+      weft.rand { 3 }
+      return run.step == 3
+    end
+    pcall(run.train, run)
+    local expected = weft.rand({ 4 }):totable()
+    weft.manual_seed(991)
+    weft.rand { 7 }
+    assert(open(run.dir))
+    assert.same(expected, weft.rand({ 4 }):totable())
+  end)
+
   it("has other bits with another seed", function()
     local a, b = whole { "seed=3" }, whole { "seed=4" }
     for _, key in ipairs { "initial", "data", "final" } do assert.are_not.equal(a[key], b[key]) end
@@ -263,6 +277,57 @@ describe("a run that goes on", function()
     assert.same({ "step_00000002" }, checkpoint.list(run.dir))
     assert.equal(2, assert(open(run.dir)).step)
     assert.equal(whole({ "checkpoint_every=2" }).final, resumed(run.dir).hashes.final)
+  end)
+end)
+
+describe("weft train, on a disk that takes no more", function()
+  -- A write beyond the limit fails as on a full disk: files larger than this many KiB can't be.
+  local function limited(kib, words)
+    local script = new_dir()
+    tiny.write(script, ("trap '' XFSZ; (ulimit -f %d; exec bin/weft train --quiet %s) 2>&1 >/dev/null | cat >&2; exit ${PIPESTATUS[0]}")
+      :format(kib, words))
+    return command.run("bash " .. script)
+  end
+
+  it("says so in one message, keeps the checkpoints that stand, and goes on once there is room", function()
+    local more = {}
+    local dir = new_dir()
+    local code, _, err = command.weft(("train --quiet %s --until 1 --dir %s"):format(tiny.words(root, more), dir))
+    assert.equal(0, code, err)
+    local before = checkpoint.list(dir)
+    assert.same({ "step_00000004" }, before)
+    for _, kib in ipairs { 1, 20, 100 } do
+      code, _, err = limited(kib, "--resume " .. dir)
+      assert.equal(1, code)
+      assert.equal(1, select(2, err:gsub("\n", "")), err)
+      assert.truthy(err:find("File too large", 1, true), err)
+      assert.truthy(err:find(dir, 1, true), err)
+      assert.same(before, checkpoint.list(dir))
+      assert.same({ "latest", "step_00000004" }, files.list(dir .. "/ckpt"))
+    end
+    code, _, err = command.weft("train --quiet --resume " .. dir)
+    assert.equal(0, code, err)
+    assert.same(whole(more), tiny.json(dir .. "/result.json").hashes)
+    assert.equal(16, #tiny.metrics(dir))
+  end)
+
+  it("leaves no folder of a run that can't begin", function()
+    local dir = new_dir()
+    local code, _, err = limited(0, tiny.words(root, {}) .. " --dir " .. dir)
+    assert.equal(1, code)
+    assert.truthy(err:find("File too large", 1, true), err)
+    assert.equal(1, select(2, err:gsub("\n", "")), err)
+    assert.is_false(files.exists(dir))
+  end)
+
+  it("names what is in the way of a checkpoint", function()
+    local dir = stopped_at(3, {})
+    assert.equal(0, (command.run(("mv %s/ckpt %s/moved && cp -r %s/moved/step_00000003 %s/best && echo x >%s/ckpt"):format(dir, dir, dir, dir, dir))))
+    local run = assert(open(dir .. "/best"))
+    local ok, message = pcall(run.train, run)
+    assert.is_false(ok)
+    assert.truthy(tostring(message):find("checkpoint: ", 1, true) and tostring(message):find(dir .. "/ckpt", 1, true), message)
+    assert.equal("x\n", tiny.read(dir .. "/ckpt"))
   end)
 end)
 

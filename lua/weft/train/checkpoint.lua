@@ -63,19 +63,24 @@ function M.save(run_dir, step, parts, state)
   if files.is_dir(side) then files.remove_dir(side) end
   ok, message = files.make_dirs(side)
   if not ok then return nil, message end
+  -- what was written so far gives its place back
+  local function fail(why)
+    files.remove_dir(side)
+    return nil, why
+  end
   local manifest = { format = "weft checkpoint 1", step = step, files = {} }
   for part, tensors in pairs(parts) do
     local file = part .. ".safetensors"
     ok, message = safetensors.save(side .. "/" .. file, tensors, { format = "pt" })
-    if not ok then return nil, message end
+    if not ok then return fail(message) end
     manifest.files[file] = { bytes = files.size(side .. "/" .. file), checksum = M.checksum(tensors) }
   end
   local text = json.encode(state, { indent = 2, sort = true })
   ok, message = files.write(side .. "/state.json", text)
-  if not ok then return nil, message end
+  if not ok then return fail(message) end
   manifest.files["state.json"] = { bytes = #text, checksum = files.hash(text) }
   ok, message = json.write(side .. "/manifest.json", manifest)
-  if not ok then return nil, message end
+  if not ok then return fail(message) end
   -- one of the same step is set aside until the new one stands
   local aside = run_dir .. "/ckpt/.old_" .. name
   if files.is_dir(aside) then files.remove_dir(aside) end

@@ -135,17 +135,21 @@ function Run.start(recipe, options)
   local there = files.exists(dir)
   local ok, message = files.make_dirs(dir)
   if not ok then error("can't make the run's folder: " .. message, 0) end
-  local built, self = pcall(build, recipe, dir, options)
-  if not built then
-    if not there then files.remove_dir(dir) end  -- a run that never was leaves nothing
+  local began, self = pcall(function()
+    local run = build(recipe, dir, options)
+    run.log = Log.new(dir, options)
+    resume.record(run)
+    local wrote, why = files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n")
+    if not wrote then error("can't write the run's folder: " .. why, 0) end
+    write_json(dir .. "/env.json", environment(run.options))
+    write_json(dir .. "/model.json", run:inventory())
+    if run.data.save then run.data:save(dir) end
+    return run
+  end)
+  if not began then
+    if not there then files.remove_tree(dir) end  -- a run that never was leaves nothing
     error(self, 0)
   end
-  self.log = Log.new(dir, options)
-  resume.record(self)
-  assert(files.write(dir .. "/overrides.txt", table.concat(options.overrides or {}, "\n") .. "\n"))
-  write_json(dir .. "/env.json", environment(self.options))
-  write_json(dir .. "/model.json", self:inventory())
-  if self.data.save then self.data:save(dir) end
   self.hashes = { initial = checkpoint.checksum(self.model:state_dict()), data = self.data.train:order_hash(self.options.seed) }
   self.frozen_checksum = self:checksum_frozen()
   return self

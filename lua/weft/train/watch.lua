@@ -92,7 +92,22 @@ end
 
 local WAIT_STEPS = 100
 
----After a step: above a fifth of the time waiting for pictures over 100 steps is said once.
+---Seconds that reading one picture's file takes, and decoding it: means over pictures spread over the training set.
+function M:picture_times()
+  local files, image = require "weft.files", require "weft.io.image"
+  local rows, read, decode, n = self.data.train.rows, 0, 0, 0
+  for i = 1, #rows, math.max(1, math.floor(#rows / 8)) do
+    local before = files.clock()
+    local bytes = files.read(rows[i].path)
+    local between = files.clock()
+    if bytes and image.load(rows[i].path) then
+      read, decode, n = read + between - before, decode + files.clock() - between, n + 1
+    end
+  end
+  return read / math.max(n, 1), decode / math.max(n, 1)
+end
+
+---After a step: above a fifth of the time waiting for pictures over 100 steps is said once, with what they wait for.
 function M:watch_waiting(waited, seconds)
   local w = self.wait_watch or { waited = 0, seconds = 0, steps = 0 }
   self.wait_watch = w
@@ -100,8 +115,11 @@ function M:watch_waiting(waited, seconds)
   if w.steps < WAIT_STEPS then return end
   if not w.said and w.waited > 0.2 * w.seconds then
     w.said = true
-    self.log:line("note: %.0f %% of the last %d steps went into waiting for pictures to be read and decoded; "
-      .. "raise data.threads, or data.cache (MiB of decoded pictures)", 100 * w.waited / w.seconds, WAIT_STEPS)
+    local read, decode = self:picture_times()
+    self.log:line("note: %.0f %% of the last %d steps went into waiting for pictures: reading one takes %.1f ms, decoding it %.1f ms; %s",
+      100 * w.waited / w.seconds, WAIT_STEPS, 1000 * read, 1000 * decode, read > decode
+        and "the disk is what is slow: keep the pictures on a faster one, or raise data.cache (MiB of decoded pictures)"
+        or "decoding is what is slow: raise data.threads, or data.cache (MiB of decoded pictures), or make the pictures smaller")
   end
   w.waited, w.seconds, w.steps = 0, 0, 0
 end
