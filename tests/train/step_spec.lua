@@ -235,6 +235,8 @@ describe("what can't be compared", function()
       local again = assert(weft.train.open(run.dir, { quiet = true }))
       assert.equal(result.step, again.step)
       again:resume_check()
+      assert.equal(run.model.itc.skipped, again.model.itc.skipped)
+      assert.equal(run.model.itm.skipped_rows, again.model.itm.skipped_rows)
       local last = tiny.metrics(run.dir)[result.step]
       if case[1][1] == "batch=1" then assert.is_true(last.itc_skipped >= 1 and last.itm_skipped >= 2) end
     end
@@ -339,6 +341,11 @@ describe("features of the frozen encoder", function()
     assert.is_true(seen[1] == n + 1 or (kept.alone and seen[1] == n + 4 + 1), seen[1])
     assert.equal(16, seen[2])
     assert.equal(0, result.skipped)
+    -- what that cost and saves is said once, after the first epoch
+    local log = tiny.read(run.dir .. "/log.txt")
+    local _, times = log:gsub("\nfeatures: a picture takes [%d.]+ ms in the encoder, [%d.]+ ms as it was kept; 16 of 16 are kept %([%d.]+ MiB in memory, 0%.0 on disk%), "
+      .. "which saves about [%d.]+ s an epoch\n", "")
+    assert.equal(1, times, log)
     -- and they are gone when the encoder changes
     assert.same({}, kept.held)
     assert.equal(0, kept.bytes)
@@ -372,6 +379,10 @@ describe("features of the frozen encoder", function()
     assert.is_true(stored > 5, stored)
     assert.is_true(seen_both[1] < 22)
     assert.is_false(require("weft.files").exists(third.dir .. "/features"))
+    assert.truthy(tiny.read(third.dir .. "/log.txt"):find "kept %(0%.0 MiB in memory, 0%.0 on disk%)")
+    -- nothing fits
+    local _, _, none = with("features.memory=0.0001", "features.disk=0")
+    assert.truthy(tiny.read(none.dir .. "/log.txt"):find("features: none of 16 pictures fits into what features.memory", 1, true))
     -- too little of both: what does not fit is made again
     local few, seen_few = with("features.memory=0.005", "features.disk=0.005")
     assert.equal(off, few)

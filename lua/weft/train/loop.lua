@@ -35,6 +35,9 @@ end
 local function end_epoch(self)
   local phase = phases.at(self.plan, self.epoch)
   local last, stop = self.epoch == phase.last, self.stop_after and self.epoch == self.stop_after.last
+  local kept = self.epoch == 1 and self.model.features
+  local saved = type(kept) == "table" and kept.report and kept:report()
+  if saved then self.log:line("%s", saved) end
   self.epoch, self.position, self.epoch_done = self.epoch + 1, 0, false
   if not last then
     if stop then
