@@ -40,6 +40,9 @@ describe("weft train", function()
       "trainable params: 256 || all params: 16,448 || trainable%: 1.5564", "before training", "after Phase 2", "chance", "run " .. dir } do
       assert.truthy(out:find(line, 1, true), line)
     end
+    assert.truthy(out:find("\nrecipe recipes/stage1.lua, seed 3; config: accumulate=1 batch=6 ", 1, true) and out:find(" lora.rank=2 ", 1, true), out)
+    assert.truthy(out:find "\ndevice: cpu, float32: %S+ kernels, [^\n]*, %d+ threads\n", out)
+    assert.is_nil(out:find("accumulation adds no negatives", 1, true))
     -- what was printed is what the log holds
     assert.equal(out, tiny.read(dir .. "/log.txt"))
     -- the same name again is another folder
@@ -67,6 +70,7 @@ describe("weft train", function()
     local before = folders()
     local code, out, err = train(tiny.words(root, { "accumulate=2", "batch=3" }) .. " --dry-run --runs " .. here)
     assert.equal(0, code, err)
+    assert.truthy(out:find("accumulation adds no negatives: what is compared is compared within 3 pictures and with the queue", 1, true))
     assert.truthy(out:find "dry run: Phase 1: 6 steps, one of 6 pictures took [%d.]+ s\n")
     assert.truthy(out:find "dry run: Phase 2: 6 steps, one of 6 pictures took [%d.]+ s\n")
     assert.truthy(out:find "peak of tensors %d+ MiB, of the process %d+ MiB; a checkpoint takes [%d.]+ MiB; nothing was kept")

@@ -42,7 +42,7 @@ local function print_scores(values)
       print(("picture -> text   R@1 %s  R@5 %s  R@10 %s%s"):format(percent(r.tr1), percent(r.tr5), percent(r.tr10), how))
       print(("text -> picture   R@1 %s  R@5 %s  R@10 %s%s"):format(percent(r.ir1), percent(r.ir5), percent(r.ir10), how))
       print(("chance            R@1 %s  R@5 %s  R@10 %s"):format(percent(r.chance1), percent(r.chance5), percent(r.chance10)))
-      if r.texts ~= r.pictures then
+      if r.texts then
         print(("chance, pictures  R@1 %s  R@5 %s  R@10 %s"):format(percent(r.ir_chance1), percent(r.ir_chance5), percent(r.ir_chance10)))
       end
     end

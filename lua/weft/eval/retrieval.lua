@@ -103,7 +103,8 @@ function M.compare(run, dataset)
   return sim, right, first
 end
 
----Recall at 1, 5, 10 of captions by pictures (tr) and pictures by captions (ir), beside chance.
+---Recall at 1, 5, 10 of captions by pictures (tr) and pictures by captions (ir), beside chance (ir_chance where it
+---is another one: pictures with several captions).
 ---@param by_picture number[][]  [P][N]
 ---@param by_caption number[][]  [N][P]
 ---@param right boolean[][]  [P][N]
@@ -111,9 +112,13 @@ function M.figures(by_picture, by_caption, right)
   local ks = { 1, 5, 10 }
   local tr, tr_chance, tr_ties = M.recall(by_picture, right, ks)
   local ir, ir_chance, ir_ties = M.recall(by_caption, transpose(right), ks)
-  local out, sum = { pictures = #by_picture, texts = #by_caption, ties = tr_ties + ir_ties }, 0
+  local out, sum = { pictures = #by_picture, ties = tr_ties + ir_ties }, 0
+  -- as many captions as pictures: chance is the same both ways
+  local apart = #by_caption ~= #by_picture
+  if apart then out.texts = #by_caption end
   for _, k in ipairs(ks) do
-    out["tr" .. k], out["ir" .. k], out["chance" .. k], out["ir_chance" .. k] = tr[k], ir[k], tr_chance[k], ir_chance[k]
+    out["tr" .. k], out["ir" .. k], out["chance" .. k] = tr[k], ir[k], tr_chance[k]
+    if apart then out["ir_chance" .. k] = ir_chance[k] end
     sum = sum + tr[k] + ir[k]
   end
   out.r_mean = sum / 6

@@ -1,4 +1,4 @@
--- loop.lua: epochs, batches and the whole of a training run, from the start table to result.json.
+-- loop.lua: epochs, batches and the whole of a training run, to its result.json.
 local autograd = require "weft.autograd"
 local config_of = require "weft.config"
 local files = require "weft.files"
@@ -6,29 +6,6 @@ local phases = require "weft.train.phases"
 local C = require("weft.core").lib
 
 local M = {}
-
-local function commas(n) return (require("weft.nn").commas(n)) end
-
----The start table: batch arithmetic, parameters by part, what the data left out.
-function M:print_start()
-  local o, log = self.options, self.log
-  local pictures = self.data.train:size()
-  log:line("run %s", self.dir)
-  for _, w in ipairs(self.warnings or {}) do log:line("note: %s", w) end
-  for _, line in ipairs(self.data.notes or {}) do log:line("%s", line) end
-  for _, line in ipairs(self.model.notes and self.model:notes() or {}) do log:line("%s", line) end
-  log:line("batch %d x accumulate %d = %d pictures a step; %d pictures, %d steps an epoch, %d epochs, %d steps",
-    o.batch, o.accumulate, o.batch * o.accumulate, pictures, o.steps_per_epoch, o.epochs, o.steps_per_epoch * o.epochs)
-  for _, key in ipairs(self.model._order) do
-    local child = self.model._children[key]
-    if child and child:count() > 0 then log:line("  %-12s %14s parameters", key, commas(child:count())) end
-  end
-  for _, key in ipairs(self.model._order) do
-    local child = self.model._children[key]
-    local ok, line = pcall(function() return require("weft.peft").describe(child) end)
-    if child and ok and line then log:line("%s: %s", key, line) end
-  end
-end
 
 -- At the end of a phase: its scores, and a checkpoint that stays. Where the run is to stop in the middle
 -- of one: scores, and a checkpoint to go on from.
@@ -171,7 +148,7 @@ function M:evaluate(label)
     local parts = {}
     for _, k in ipairs(sorted(values[name])) do
       local v = values[name][k]
-      if type(v) == "number" then parts[#parts + 1] = ("%s %.3f"):format(k, v) end
+      if type(v) == "number" then parts[#parts + 1] = ((v % 1 == 0 and v > 1) and "%s %d" or "%s %.3f"):format(k, v) end
     end
     if #parts > 0 then self.log:line("%s  %s: %s", label, name, table.concat(parts, "  ")) end
   end

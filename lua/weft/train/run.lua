@@ -349,7 +349,7 @@ function Run:enter_phase()
 end
 
 -- The step, the loop, and what surrounds them live in files of their own.
-for _, part in ipairs { "step", "watch", "loop" } do
+for _, part in ipairs { "start", "step", "watch", "loop" } do
   for name, fn in pairs(require("weft.train." .. part)) do Run[name] = fn end
 end
 
