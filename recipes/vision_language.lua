@@ -10,6 +10,15 @@ local function encoder(c)
     image_size = c.image, patch_size = c.patch, initializer_range = c.init_range })
 end
 
+-- The encoder with its adapter: a new one, or the one of a folder (lora.init_from), which trains on.
+local function adapted(c, data)
+  local settings = weft.config.plain(c.lora)
+  local from = settings.init_from or ""
+  settings.init_from = nil
+  if from == "" then return (peft.lora(encoder(c.encoder), settings)) end
+  return peft.load(encoder(c.encoder), from, { trainable = true, preprocessing = weft.io.preprocess.of_run(data.train.options) })
+end
+
 function Stage1:init(c, data)
   if data.size % c.encoder.patch ~= 0 then
     error(("data.size %d is no multiple of the encoder's patch %d"):format(data.size, c.encoder.patch), 0)
@@ -17,7 +26,7 @@ function Stage1:init(c, data)
   local patches = (data.size / c.encoder.patch) ^ 2
   self.weights, self.label = c.weights, "Stage1"
   self.random_encoder = c.encoder.pretrained == ""
-  self.vision = peft.lora(encoder(c.encoder), c.lora)
+  self.vision, self.begun_from = adapted(c, data)
   local width = self.vision.config.hidden_size
   self.compress = nn.Sequential(
     nn.Linear(width, c.compress.hidden), nn.ReLU(), nn.Dropout(c.compress.dropout),
@@ -75,6 +84,7 @@ function Stage1:notes()
   if self.random_encoder then
     notes[1] = "encoder: random weights, frozen: no pretrained one is named (encoder.pretrained); only its adapter will train"
   end
+  if self.begun_from then notes[#notes + 1] = "lora.init_from: " .. self.begun_from .. "; its own rank, scale and targets hold" end
   if f.enabled and self.flip then notes[#notes + 1] = "features: not kept, since data.flip makes a picture differ from itself"
   elseif not f.enabled then
     notes[#notes + 1] = "features: not kept (features.enabled=false): the frozen encoder runs at every step"

@@ -63,7 +63,7 @@ local moves = {
   log_every = { 100, moves = "lines" },
 }
 -- Keys that have specs of their own.
-local elsewhere = { ["encoder.pretrained"] = true, ["data.kind"] = true, ["data.root"] = true, ["data.tokenizer"] = true }
+local elsewhere = { ["encoder.pretrained"] = true, ["lora.init_from"] = true, ["data.kind"] = true, ["data.root"] = true, ["data.tokenizer"] = true }
 
 describe("the config of stage 1", function()
   it("has no key that a run does not read", function()

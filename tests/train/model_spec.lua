@@ -175,13 +175,51 @@ describe("the recipe's model", function()
     end
   end)
 
-  it("draws anew only what no file gave: the encoder is the file's, and every B is 0", function()
+  -- A folder with an encoder, and that encoder.
+  local function pretrained()
     local dir, remove = command.folder()
     table.insert(removers, remove)
     local source = weft.models.dinov2.new { hidden_size = 16, num_hidden_layers = 2, num_attention_heads = 2, image_size = 28, patch_size = 14 }
-    weft.manual_seed(99)
     source:initialize(99)
     require("weft.models.export").encoder(source, dir)
+    return dir, source
+  end
+
+  it("begins with the adapter that lora.init_from names, which trains on in a new run", function()
+    local dir = pretrained()
+    local first = new_run { "encoder.pretrained=" .. dir, "warmup_epochs=1", "epochs=2" }
+    first.evaluate = function(self) self.history = self.history or { { label = "none", step = self.step, values = {} } } end
+    rawset(first.recipe, "finish", nil)
+    first:train()
+    local adapter = first.dir .. "/adapter"
+    weft.peft.save(first.model.vision, adapter, { base = dir, preprocessing = weft.io.preprocess.of_run(first.data.train.options) })
+    local run = new_run { "encoder.pretrained=" .. dir, "lora.init_from=" .. adapter, "seed=8", "lora.rank=7", "epochs=3", "warmup_epochs=1" }
+    local before, n = first.model.vision:state_dict(), 0
+    for name, t in run.model.vision:named_parameters() do
+      n = n + (name:find "lora_B" and t:abs():max():item() > 0 and 1 or 0)
+      assert.is_true(compare.same(t, before[name]), name)
+    end
+    assert.equal(4, n)
+    assert.equal(0, run.step)
+    run:print_start()
+    local line = tiny.read(run.dir .. "/log.txt"):match "\nlora.init_from: ([^\n]*)"
+    assert.truthy(line:find "^adapter default: 4 of 4 modules, scale 2.0, median norm of dW/W [%d.e%-]+ %%; its own rank", line)
+    run.evaluate = first.evaluate
+    rawset(run.recipe, "finish", nil)
+    assert.is_true(run:train().frozen_unchanged)
+    local moved = 0
+    for name, t in run.model.vision:named_parameters() do
+      if name:find "lora_" then moved = moved + (compare.same(t, before[name]) and 0 or 1) end
+    end
+    assert.equal(8, moved)
+    -- of another base it is refused
+    local ok, message = pcall(new_run, { "encoder.pretrained=" .. (pretrained()), "lora.init_from=" .. dir })
+    assert.is_false(ok)
+    assert.truthy(tostring(message):find("peft.load: ", 1, true), message)
+  end)
+
+  it("draws anew only what no file gave: the encoder is the file's, and every B is 0", function()
+    local dir, source = pretrained()
     local run = new_run { "encoder.pretrained=" .. dir }
     local theirs, n = source:state_dict(), 0
     for name, t in run.model.vision:named_parameters() do
