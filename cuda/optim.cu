@@ -1,5 +1,5 @@
-// optim.cu: optimizer steps in place. One launch moves as many groups of tensors that belong together
-// as fit a table (69 of five, 180 of one); a block takes one chunk of one group.
+// optim.cu: optimizer steps in place. One launch moves all groups of tensors that belong together (up to
+// 610 of five, 1,600 of one; then another begins); a block takes one chunk of one group.
 #include "cuda/block.h"
 #include "cuda/each.h"
 
@@ -7,9 +7,12 @@
 #define OPTIM_CHUNK 8192        // elements of a block
 #define OPTIM_VEC 4
 
-// K tensors to a group. A launch's arguments are at most 4 KB.
-template <int K> struct optim_table {
-    static constexpr int MOST = 3600 / (8 * K + 12);
+// K tensors to a group. A launch's arguments are at most 32,764 bytes; they are copied at each launch, so
+// what fits has the smaller table.
+#define OPTIM_SMALL 3600
+#define OPTIM_LARGE 32000
+template <int K_, int BYTES> struct optim_table {
+    static constexpr int K = K_, MOST = BYTES / (8 * K + 12);
     void *data[MOST][K];
     int64_t numel[MOST];
     int32_t first[MOST + 1];    // by group: its first block
@@ -21,7 +24,7 @@ template <int K> struct optim_table {
 };
 
 struct chunk { int group; int64_t begin, end; };
-template <int K> DEVICE chunk chunk_of(const optim_table<K> &t, int block) {
+template <class TABLE> DEVICE chunk chunk_of(const TABLE &t, int block) {
     int low = 0, high = t.n - 1;
     while (low < high) {        // the last group that starts at or before the block
         const int middle = (low + high + 1) / 2;
@@ -32,16 +35,16 @@ template <int K> DEVICE chunk chunk_of(const optim_table<K> &t, int block) {
     return chunk{ low, begin, begin + OPTIM_CHUNK < t.numel[low] ? begin + OPTIM_CHUNK : t.numel[low] };
 }
 
-// Calls launch(table, blocks of earlier tables) for as many tables as inputs first .. n_in - 1 take.
-template <int K, class F> static weft_status each_table(const weft_call *call, int first, F launch) {
-    optim_table<K> t;
+template <class TABLE, class F> static weft_status fill_tables(const weft_call *call, int first, F launch) {
+    constexpr int K = TABLE::K;
+    TABLE t;
     int64_t done = 0;
     t.n = 0;
     t.first[0] = 0;
     for (int i = first; i + K <= call->n_in; i += K) {
         const int64_t numel = call->in[i]->numel, blocks = ceil_div(numel, OPTIM_CHUNK);
         if (numel == 0) continue;
-        if (t.n == optim_table<K>::MOST || t.first[t.n] + blocks > GRID_LIMIT) {
+        if (t.n == TABLE::MOST || t.first[t.n] + blocks > GRID_LIMIT) {
             TRY(launch(t, done));
             done += t.first[t.n];
             t.n = 0;
@@ -53,6 +56,14 @@ template <int K, class F> static weft_status each_table(const weft_call *call, i
     }
     return t.n ? launch(t, done) : WEFT_OK;
 }
+
+// Calls launch(table, blocks of earlier tables) for as many tables as inputs first .. n_in - 1 take.
+template <int K, class F> static weft_status each_table(const weft_call *call, int first, F launch) {
+    if ((call->n_in - first) / K <= optim_table<K, OPTIM_SMALL>::MOST)
+        return fill_tables<optim_table<K, OPTIM_SMALL>>(call, first, launch);
+    return fill_tables<optim_table<K, OPTIM_LARGE>>(call, first, launch);
+}
+#define TABLE_OF(t) std::remove_const_t<std::remove_reference_t<decltype(t)>>
 
 // --- elementwise steps: step(a, b, ..) over what the tensors of a group hold at one place. READS and
 // WRITES tell which of them are loaded and stored (bit k: tensor k). begin() is false where there is
@@ -93,7 +104,7 @@ template <class S, int N> DEVICE void optim_move(const S &step, void *const *p, 
     if constexpr (S::K > 4) optim_store<typename S::E, (W & 16) != 0, N>(p[4], i, e);
 }
 
-template <class S> __global__ void __launch_bounds__(OPTIM_THREADS) optim_kernel(const optim_table<S::K> t, const S given) {
+template <class S, class TABLE> __global__ void __launch_bounds__(OPTIM_THREADS) optim_kernel(const TABLE t, const S given) {
     S step = given;
     if (!step.begin()) return;
     const chunk c = chunk_of(t, (int)blockIdx.x);
@@ -110,8 +121,8 @@ template <class S> __global__ void __launch_bounds__(OPTIM_THREADS) optim_kernel
 }
 
 template <class S> static weft_status optim_run(const weft_call *call, int first, const S &step) {
-    return each_table<S::K>(call, first, [&](const optim_table<S::K> &t, int64_t) {
-        return LAUNCH(call, (optim_kernel<S>), (unsigned)t.first[t.n], OPTIM_THREADS, 0, t, step);
+    return each_table<S::K>(call, first, [&](const auto &t, int64_t) {
+        return LAUNCH(call, (optim_kernel<S, TABLE_OF(t)>), (unsigned)t.first[t.n], OPTIM_THREADS, 0, t, step);
     });
 }
 
@@ -241,8 +252,8 @@ CUDA_KERNEL(clip_) {
 }
 
 // --- global_norm: each block's sum of squares, then their sum, both in float64 and in a fixed order
-template <class T>
-__global__ void __launch_bounds__(OPTIM_THREADS) squares_kernel(const optim_table<1> t, double *partial) {
+template <class T, class TABLE>
+__global__ void __launch_bounds__(OPTIM_THREADS) squares_kernel(const TABLE t, double *partial) {
     const chunk c = chunk_of(t, (int)blockIdx.x);
     const T *x = static_cast<const T *>(t.data[c.group][0]);
     const int64_t whole = optim_aligned<T>(x) ? c.begin + (c.end - c.begin) / OPTIM_VEC * OPTIM_VEC : c.begin;
@@ -271,8 +282,8 @@ CUDA_KERNEL(global_norm) {
     if (!partial.data) return WEFT_ENOMEM;
     TRY(with_float(call->in[0]->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);
-        return each_table<1>(call, 0, [&](const optim_table<1> &t, int64_t done) {
-            return LAUNCH(call, (squares_kernel<T>), (unsigned)t.first[t.n], OPTIM_THREADS, 0, t, partial.as<double>() + done);
+        return each_table<1>(call, 0, [&](const auto &t, int64_t done) {
+            return LAUNCH(call, (squares_kernel<T, TABLE_OF(t)>), (unsigned)t.first[t.n], OPTIM_THREADS, 0, t, partial.as<double>() + done);
         });
     }));
     return LAUNCH(call, norm_kernel, 1, 1024, 0, partial.as<double>(), blocks, static_cast<float *>(call->out[0]->data));
