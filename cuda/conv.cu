@@ -1,8 +1,10 @@
 // conv.cu: 2-d convolution and its gradients over cuda_product. The windows of a chunk of pictures are
 // laid out as a matrix in scratch memory, a place (a picture's position) one way, a tap (group,
-// channel, row and column of the kernel) the other; a bias is one more tap, whose input is 1.
+// channel, row and column of the kernel) the other; a bias is one more tap, whose input is 1. Windows that
+// overlap would be laid out several times over: a library that convolves (dnn.h) is asked for those first.
 #include "cuda/blas.h"
 #include "cuda/calls.h"
+#include "cuda/dnn.h"
 #include "cuda/each.h"
 
 #ifndef WEFT_CONV_CHUNK
@@ -10,12 +12,8 @@
 #endif
 #define SIDE 8                      // rows of the matrices that products read are multiples of it
 
-struct conv {
-    int dtype;
+struct conv : convolution {
     int64_t size;                           // bytes an element
-    int64_t batch, channels, height, width; // channels: of one group
-    int64_t groups, outputs, kh, kw;        // outputs: of one group
-    int64_t out_h, out_w, stride_h, stride_w, pad_h, pad_w;
     int64_t window, positions;              // channels * kh * kw, out_h * out_w
     // the matrix of windows
     bool by_place;                          // rows are places; else rows are taps
@@ -304,6 +302,34 @@ static weft_status backward_w(const weft_call *call, conv *t, const void *dy, co
     return WEFT_OK;
 }
 
+// --- by a library
+// The bias of each output at every place of y
+static weft_status spread_bias(const weft_call *call, const conv *t, const void *bias, void *y) {
+    const int64_t shape[3] = { t->batch, t->groups * t->outputs, t->positions };
+    const int64_t strides[3] = { shape[1] * shape[2], shape[2], 1 };
+    weft_view to = {}, from = {};
+    to.dtype = from.dtype = t->dtype;
+    to.ndim = from.ndim = 3;
+    memcpy(to.shape, shape, sizeof shape);
+    memcpy(from.shape, shape, sizeof shape);
+    memcpy(to.stride, strides, sizeof strides);
+    from.stride[1] = 1;
+    to.numel = from.numel = shape[0] * strides[0];
+    to.data = y;
+    from.data = const_cast<void *>(bias);
+    return cuda_copy(call, &to, &from);
+}
+
+static weft_status by_library(const weft_call *call, dnn_part part, const conv *t, const void *a, const void *b, const void *bias,
+                              void *out, bool *done) {
+    const bool overlap = t->stride_h < t->kh || t->stride_w < t->kw, empty = t->batch * t->window * t->positions == 0;
+    dnn_plan *p = overlap && !empty ? cuda_dnn_plan(call, part, t) : nullptr;
+    *done = false;
+    if (!p) return WEFT_OK;
+    if (bias) TRY(spread_bias(call, t, bias, out));
+    return cuda_dnn_run(call, p, a, b, out, bias != nullptr, done);
+}
+
 CUDA_KERNEL(conv2d) {
     const weft_view *x = call->in[0], *w = call->in[1], *bias = call->in[2], *y = call->out[0];
     const weft_attrs *at = call->at;
@@ -318,7 +344,9 @@ CUDA_KERNEL(conv2d) {
     t.stride_h = at->AT(conv2d, stride_h), t.stride_w = at->AT(conv2d, stride_w);
     t.pad_h = at->AT(conv2d, pad_h), t.pad_w = at->AT(conv2d, pad_w);
     TRY(plan(&t, bias != nullptr));
-    return forward(call, &t, x->data, w->data, bias ? bias->data : nullptr, y->data);
+    bool done;
+    TRY(by_library(call, DNN_FORWARD, &t, x->data, w->data, bias ? bias->data : nullptr, y->data, &done));
+    return done ? WEFT_OK : forward(call, &t, x->data, w->data, bias ? bias->data : nullptr, y->data);
 }
 
 CUDA_KERNEL(conv2d_backward) {
@@ -336,11 +364,17 @@ CUDA_KERNEL(conv2d_backward) {
     t.stride_h = at->AT(conv2d_backward, stride_h), t.stride_w = at->AT(conv2d_backward, stride_w);
     t.pad_h = at->AT(conv2d_backward, pad_h), t.pad_w = at->AT(conv2d_backward, pad_w);
     if (dw->numel > 0 && t.batch == 0) return call->backend->fill(call->backend, dw, 0);
-    TRY(plan(&t, false));
-    if (dx->numel > 0) TRY(backward_x(call, &t, dy->data, w->data, dx->data));
-    if (dw->numel > 0) {
+    if (dx->numel > 0) {
+        bool done;
         TRY(plan(&t, false));
-        TRY(backward_w(call, &t, dy->data, x->data, dw->data));
+        TRY(by_library(call, DNN_BACKWARD_X, &t, dy->data, w->data, nullptr, dx->data, &done));
+        if (!done) TRY(backward_x(call, &t, dy->data, w->data, dx->data));
+    }
+    if (dw->numel > 0) {
+        bool done;
+        TRY(plan(&t, false));
+        TRY(by_library(call, DNN_BACKWARD_W, &t, dy->data, x->data, nullptr, dw->data, &done));
+        if (!done) TRY(backward_w(call, &t, dy->data, x->data, dw->data));
     }
     return WEFT_OK;
 }

@@ -22,6 +22,7 @@ typedef __half half_t;
 #define DYNAMIC_SHARED(type, name) \
     extern __shared__ __align__(128) unsigned char dynamic_shared_memory[]; \
     type *const name = reinterpret_cast<type *>(dynamic_shared_memory)
+#define COMPUTES true       // where the simulated device leaves the arithmetic out, it does not
 // One way to start a kernel. Grid and block are dim3 or numbers; a kernel with commas in its name
 // goes in parentheses. The value is a weft_status.
 #define LAUNCH(call, kernel, grid, block, shared, ...) \
@@ -57,6 +58,7 @@ struct cuda_device {
     int index;
     cudaStream_t stream;       // all kernels and copies, in order
     void *blas;                // of blas.cu
+    void *dnn;                 // of dnn.cu, once it is asked
     struct cuda_blocks *blocks;      // of memory.cu
     struct cuda_fault *fault, *fault_here;   // what a kernel complained of: the device's address and ours
     char *staging;             // pinned, for uploads
