@@ -1,6 +1,7 @@
 -- gpu.lua: weft's side of the benchmark on a device: one row a process. It prepares the row, prints
 -- "ready", and for each line on its input: "run" prints seconds a step and those until all was issued,
--- "peak" MiB live and held at most, "launches" kernels and waits of one step.
+-- "peak" MiB live and held at most, "launches" kernels and waits of one step, and the seconds in which the
+-- GPU was at work for it (0 where that is not known). BENCH_PROFILE=FOLDER: its kernels by name, in a file.
 -- Usage: luajit tests/bench/gpu.lua ROW DEVICE DTYPE [tiny]   (started by tests/bench/run --device)
 package.path = "tests/bench/?.lua;" .. package.path
 local ffi = require "ffi"
@@ -103,6 +104,30 @@ function rows.copy(n)
   return function() local _ = a:clone() end
 end
 
+-- profile.cpp, where tests/gpu/bundle built it and CUPTI is there.
+ffi.cdef [[
+const char *profile_start(const char *file);
+long profile_stop(double *busy, const char *file);
+]]
+local profiler
+if device:find "^cuda" and device ~= "cuda-sim" then
+  local ok, lib = pcall(ffi.load, (os.getenv "BENCH_BUILD" or os.getenv "WEFT_BUILD" or "build") .. "/libbench_profile.so")
+  profiler = ok and lib or nil
+end
+local function busy_seconds(fn)
+  local why = profiler and profiler.profile_start(os.getenv "BENCH_CUPTI" or "libcupti.so.13")
+  if not profiler or why ~= nil then
+    if why then io.stderr:write("no profile: ", ffi.string(why), "\n") end
+    fn()
+    return 0
+  end
+  fn()
+  wait()
+  local busy, folder = ffi.new "double[1]", os.getenv "BENCH_PROFILE"
+  profiler.profile_stop(busy, folder and ("%s/%s-weft.txt"):format(folder, row) or nil)
+  return busy[0]
+end
+
 local name, n = row:match "^(%a+%d?)_(%d+)$"
 local step = assert(rows[name], "no such row: " .. row)(tonumber(n))
 io.stdout:setvbuf "line"
@@ -127,6 +152,8 @@ for line in io.lines() do
     local before = device ~= "cpu" and weft.cuda.counters(device) or { launches = 0, synchronizations = 0 }
     weft.scope(step)
     local after = device ~= "cpu" and weft.cuda.counters(device) or before
-    print(("%d %d"):format(after.launches - before.launches, after.synchronizations - before.synchronizations))
+    wait()
+    local busy = busy_seconds(function() weft.scope(step) end)
+    print(("%d %d %.9g"):format(after.launches - before.launches, after.synchronizations - before.synchronizations, busy))
   end
 end

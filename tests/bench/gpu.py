@@ -161,8 +161,8 @@ def table(results, rows):
             if side.times and name.startswith("copy"):
                 bandwidth = max(bandwidth, moved * side.size / min(side.times))
     lines = ["Ceilings, the better of both: products %.1f TFLOP/s, copies %.2f TB/s (read and written).\n" % (ceiling * 1e-12, bandwidth * 1e-12),
-             "| what | side | ms a step, least (median) | issued after ms | weft is faster by | TFLOP/s | of the ceiling | live MiB at most | held MiB | launches |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+             "| what | side | ms a step, least (median) | issued after ms | weft is faster by | TFLOP/s | of the ceiling | live MiB at most | held MiB | launches | GPU idle |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, title, flops, moved in rows:
         sides = results.get(name)
         if not sides:
@@ -176,10 +176,11 @@ def table(results, rows):
             faster = "%.2f" % (least / weft) if weft and side.name != "weft" else ""
             rate = "%.2f" % (flops / least * 1e-12) if flops else "%.2f TB/s" % (moved * side.size / least * 1e-12) if moved else ""
             share = "%.0f %%" % (100 * flops / least / ceiling) if flops and ceiling else ""
-            peak, count = side.peak or [0, 0], side.launches or [0, 0]
-            lines.append("| %s | %s | %.4g (%.4g) | %.4g | %s | %s | %s | %.0f | %.0f | %s |" % (
+            peak, count = side.peak or [0, 0], side.launches or [0, 0, 0]
+            idle = "%.0f %%" % (100 * max(0.0, 1 - count[2] / least)) if count[2] else ""
+            lines.append("| %s | %s | %.4g (%.4g) | %.4g | %s | %s | %s | %.0f | %.0f | %s | %s |" % (
                 title, side.name, least * 1e3, statistics.median(side.times) * 1e3, min(side.issued) * 1e3, faster, rate, share,
-                *peak, "%d" % count[0] if count[0] else ""))
+                *peak, "%d" % count[0] if count[0] else "", idle))
     return lines
 
 

@@ -1,6 +1,7 @@
 """The PyTorch side of the benchmark on a device: one row a process, eager or compiled, answering as
 tests/bench/gpu.lua does. All of a model is in the dtype that is asked for, the fastest that it has.
 Usage: gpu.py ROW DEVICE DTYPE eager|compiled [tiny]   (started by tests/bench/run --device)"""
+import os
 import re
 import sys
 import time
@@ -154,15 +155,25 @@ ROWS = {"forward": forward, "phase1": lambda n: phase(n, False), "phase2": lambd
 
 
 def launches(step):
-    """Kernels of one step by PyTorch's profiler, 0 where it has none."""
+    """Kernels and copies of one step and the seconds in which one of them ran, by PyTorch's profiler; 0 where it
+    has none. BENCH_PROFILE=FOLDER: a table of them by name, in a file."""
     try:
         from torch.profiler import ProfilerActivity, profile
         with profile(activities=[ProfilerActivity.CUDA]) as p:
             step()
             wait()
-        return sum(1 for e in p.events() if e.device_type == torch.autograd.DeviceType.CUDA)
-    except Exception:
-        return 0
+        spans = sorted((e.time_range.start, e.time_range.end) for e in p.events()
+                       if e.device_type == torch.autograd.DeviceType.CUDA)
+        busy = until = 0
+        for start, end in spans:
+            busy, until = busy + max(0, end - max(start, until)), max(until, end)
+        if "BENCH_PROFILE" in os.environ:
+            with open(os.path.join(os.environ["BENCH_PROFILE"], "%s-%s.txt" % (row, how)), "w") as f:
+                f.write(p.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=100))
+        return len(spans), busy * 1e-6
+    except Exception as e:
+        print("no profile: %s" % e, file=sys.stderr)
+        return 0, 0
 
 
 def main():
@@ -190,7 +201,8 @@ def main():
             answer = "%.1f %.1f" % (torch.cuda.max_memory_allocated() / 2**20 if cuda else 0,
                                     torch.cuda.max_memory_reserved() / 2**20 if cuda else 0)
         else:
-            answer = "%d 0" % (launches(step) if device != "cpu" else 0)
+            count, busy = launches(step) if device != "cpu" else (0, 0)
+            answer = "%d 0 %.9g" % (count, busy)
         print(answer, flush=True)
 
 
