@@ -74,8 +74,9 @@ typedef struct weft_host {                          // what the core lends it
 typedef struct weft_device_library {
     uint32_t abi;
     uint64_t ops_hash;                              // of the operator table it was built from
-    int (*count)(char *why, int64_t size);          // devices; where 0, why
+    int (*count)(char *why, int64_t size);          // devices; 0 where none can be used, and why
     weft_status (*describe)(int index, char *text, int64_t size);   // "NVIDIA H200, 139 GiB, sm_90"
+    void (*about)(char *text, int64_t size);        // what it was built for, versions found
     weft_backend *(*open)(int index, int32_t device);               // NULL and an error
 } weft_device_library;
 #define WEFT_DEVICE_ENTRY "weft_device_entry"

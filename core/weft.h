@@ -102,6 +102,7 @@ int weft_device_of(const char *name); // "cpu", "meta", "cuda" (cuda:0), "cuda:1
 // --- GPUs. The library that knows them is loaded on first use.
 int weft_cuda_count(void);            // GPUs that can be used; where 0, weft_error() says why
 const char *weft_cuda_describe(int device);  // "NVIDIA H200, ..."; NULL when there is none
+const char *weft_cuda_about(void);    // "built for ...": their library; NULL when it can't be loaded
 weft_status weft_synchronize(int device);    // waits until the device has done all it was given
 weft_device_counters *weft_counters_of(int device);  // NULL when there is no such device
 

@@ -2,6 +2,7 @@
 // is said when something fails.
 #include "cuda/comm.h"
 #include "cuda/memory.h"
+#include "cuda/usable.h"
 #include <cstdio>
 #include <cstdlib>
 
@@ -113,30 +114,11 @@ static weft_status after(weft_backend *b, int op) {
 weft_status cuda_fill(weft_backend *b, const weft_view *y, double value);     // elementwise.cu
 weft_status cuda_blas_open(cuda_device *d);                                    // blas.cu
 
-static int count(char *why, int64_t size) {
-    int n = 0;
-    cudaError_t code = cudaGetDeviceCount(&n);
-    if (code != cudaSuccess) {
-        cudaGetLastError();
-        snprintf(why, (size_t)size, "%s (%s)", cudaGetErrorString(code), cudaGetErrorName(code));
-        return 0;
-    }
-    if (n == 0) snprintf(why, (size_t)size, "this machine has no NVIDIA GPU");
-    return n;
-}
-
-static weft_status describe(int index, char *text, int64_t size) {
-    cudaDeviceProp p;
-    TRY(cuda_check(cudaGetDeviceProperties(&p, index), "asking for the device"));
-    snprintf(text, (size_t)size, "%s, %.0f GiB, compute capability %d.%d, %d multiprocessors", p.name,
-             (double)p.totalGlobalMem / (1 << 30), p.major, p.minor, p.multiProcessorCount);
-    return WEFT_OK;
-}
-
 static weft_status prepare(cuda_device *d) {
     cudaDeviceProp p;
     TRY(cuda_check(cudaSetDevice(d->index), "choosing the device"));
     TRY(cuda_check(cudaGetDeviceProperties(&p, d->index), "asking for the device"));
+    TRY(cuda_new_enough(&p));
     d->multiprocessors = p.multiProcessorCount;
     d->shared_limit = (int)p.sharedMemPerBlockOptin;
     TRY(cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "a stream"));
@@ -144,7 +126,8 @@ static weft_status prepare(cuda_device *d) {
     memset(d->fault_here, 0, sizeof(cuda_fault));
     TRY(cuda_check(cudaHostGetDevicePointer((void **)&d->fault, d->fault_here, 0), "pinned memory"));
     TRY(cuda_memory_open(d));
-    return cuda_blas_open(d);
+    TRY(cuda_blas_open(d));
+    return cuda_first_kernel(d);
 }
 
 static weft_backend *open_device(int index, int32_t device) {
@@ -199,8 +182,9 @@ extern "C" __attribute__((visibility("default"))) const weft_device_library *wef
     cuda_host = host;
     door.abi = WEFT_DEVICE_ABI;
     door.ops_hash = ops_hash();
-    door.count = count;
-    door.describe = describe;
+    door.count = cuda_count;
+    door.describe = cuda_describe;
+    door.about = cuda_about;
     door.open = open_device;
     return &door;
 }

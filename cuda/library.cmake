@@ -16,6 +16,8 @@ set_target_properties(weft_cuda PROPERTIES CUDA_STANDARD 17 CUDA_ARCHITECTURES "
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} POSITION_INDEPENDENT_CODE ON)
 target_compile_options(weft_cuda PRIVATE -O3 --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden,-Wall
                        -diag-suppress=177)
+string(REPLACE ";" ", " built_for "${WEFT_CUDA_ARCHITECTURES}")
+set_source_files_properties(${CMAKE_SOURCE_DIR}/cuda/usable.cu PROPERTIES COMPILE_DEFINITIONS "WEFT_CUDA_BUILT_FOR=\"${built_for}\"")
 # bits equal to the CPU's
 set_source_files_properties(${CMAKE_SOURCE_DIR}/cuda/random.cu ${CMAKE_SOURCE_DIR}/cuda/multinomial.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_link_libraries(weft_cuda PRIVATE cublasLt)

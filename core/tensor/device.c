@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct library {
     const char *file, *variable;    // where the file lies unless the variable of the environment says
@@ -44,8 +45,9 @@ static const weft_device_library *load(library *l) {
     void *file = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!file) {
         const char *error = dlerror();
-        snprintf(l->why, sizeof l->why, "%s was not loaded (%s); it is built where nvcc is found", l->file,
-                 error ? error : "no reason given");
+        snprintf(l->why, sizeof l->why, "%s was not loaded (%s); %s", l->file, error ? error : "no reason given",
+                 access(path, R_OK) != 0 ? "it is built where nvcc is found"
+                                         : "install what it wants, or name that folder in LD_LIBRARY_PATH");
         return NULL;
     }
     weft_device_entry_fn entry;
@@ -91,7 +93,9 @@ weft_backend *weft_device_open(int device) {
                   n == 1 ? "" : "s", n - 1);
         return NULL;
     }
-    return opened[device] = l->door->open(index, device);
+    opened[device] = l->door->open(index, device);
+    if (!opened[device]) weft_fail(weft_error_code(), "%s can't be used: %s", weft_device_name(device), weft_error());
+    return opened[device];
 }
 
 void weft_device_trim_all(void) {
@@ -112,6 +116,17 @@ const char *weft_cuda_describe(int device) {
     library *l = library_of(device);
     int index = l == &cuda ? device - WEFT_CUDA : 0;
     return l->door->describe(index, text, sizeof text) == WEFT_OK ? text : NULL;
+}
+
+const char *weft_cuda_about(void) {
+    static _Thread_local char text[1024];
+    const weft_device_library *door = load(&cuda);
+    if (!door) {
+        weft_fail(WEFT_EUNSUPPORTED, "%s", cuda.why);
+        return NULL;
+    }
+    door->about(text, sizeof text);
+    return text;
 }
 
 weft_status weft_synchronize(int device) {

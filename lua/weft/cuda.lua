@@ -25,6 +25,15 @@ function M.describe(device)
   return (ffi.string(text))
 end
 
+---What the library of GPUs was built for, and the versions of CUDA, the driver and other libraries that it
+---found; nil and the reason where it can't be loaded.
+---@return string? about, string? reason
+function M.about()
+  local text = C.weft_cuda_about()
+  if text == nil then return nil, ffi.string(C.weft_error()) end
+  return (ffi.string(text))
+end
+
 ---Waits until a device has done all that it was given, and raises what its kernels complained of. Reading
 ---a value (t:item(), t:totable(), printing) does the same; otherwise operators return before they are done.
 ---@param device? string  cuda:0

@@ -4,6 +4,7 @@ local weft = require "weft"
 local command = require "tests.support.command"
 
 local device = os.getenv "WEFT_TEST_DEVICE" or "cpu"
+local build = os.getenv "WEFT_BUILD" or "build"
 
 describe("without a GPU", function()
   it("says so, with the reason, and everything else works", function()
@@ -29,7 +30,7 @@ describe("without a GPU", function()
     local f = assert(io.open(source, "w"))
     f:write [[
       #include <stdint.h>
-      static struct { uint32_t abi; uint64_t hash; void *f[3]; } door;
+      static struct { uint32_t abi; uint64_t hash; void *f[4]; } door;
       const void *weft_device_entry(const void *host) { (void)host; door.abi = ABI; door.hash = 7; return &door; }
     ]]
     f:close()
@@ -38,6 +39,63 @@ describe("without a GPU", function()
       assert.equal(0, os.execute(("gcc -shared -fPIC -DABI=%d -o %s %s"):format(abi, library, source)))
       assert.matches(want, tried(library))
     end
+    remove()
+  end)
+
+  local simulated = ("%s/libweft_cuda_sim.so"):format(build)
+  local function it_where(name, fn)
+    it(name, function()
+      local f = io.open(simulated)
+      if not f then return pending "wants the simulated device" end
+      f:close()
+      fn()
+    end)
+  end
+  -- What a program and the doctor say on such a machine.
+  local function on(machine)
+    local environment = ("env -u WEFT_SIM_DRY WEFT_CUDA_LIBRARY=%s WEFT_SIM_MACHINE='%s' "):format(simulated, machine)
+    local _, usable = command.run(environment .. [[luajit -e '
+      local weft = require "weft"
+      print(weft.cuda.is_available())
+      print(weft.cuda.device_count(), weft.ones{ 3 }:sum():item())
+      print(pcall(weft.ones, { 3, device = "cuda" }))']])
+    local code, doctor = command.run(environment .. "bin/weft doctor")
+    return usable, doctor, code
+  end
+
+  it_where("tells a missing driver, an old one, no GPU and an old GPU apart", function()
+    for machine, want in pairs {
+      ["no driver"] = "no NVIDIA driver was found %(libcuda.so.1%)",
+      ["old driver"] = "driver is too old: it speaks CUDA 12.4, and this library wants 13.0; install a newer driver",
+      ["no gpu"] = "the NVIDIA driver sees no GPU",
+      ["old gpu"] = "a simulated GPU is too old: it has compute capability 7.5, and kernels are compiled for 8.0 and later",
+    } do
+      local said, doctor = on(machine)
+      assert.matches("^false\t[^\n]*" .. want .. "[^\n]*\n0\t3\nfalse\t[^\n]*cuda:0 can't be used: [^\n]*" .. want, said)
+      assert.matches("\nGPU  [^\n]*" .. want .. "[^\n]*; everything runs on the CPU\n", doctor)
+      assert.matches("\nCUDA  +built for the CPU with CUDA 13.0; the driver speaks", doctor)
+    end
+  end)
+
+  it_where("runs a kernel when a GPU is first used, and does not use one that gives a wrong result", function()
+    local want = "cuda:0 can't be used: its first kernel gave a wrong result %(number 0 is %-?nan and not 65025%)"
+    local said, doctor, code = on "broken gpu"
+    assert.matches("\nfalse\t[^\n]*" .. want, said)
+    assert.matches("! " .. want, doctor)
+    assert.equal(1, code)
+    said, doctor, code = on ""
+    assert.matches("^true\n1\t3\ntrue\t", said)
+    assert.matches("GPU  +cuda:0 a simulated GPU", doctor)
+    assert.equal(0, code)
+  end)
+
+  it_where("says what a library wants that can't be loaded", function()
+    local folder, remove = command.folder()
+    local wants = "gcc -shared -fPIC -Wl,-soname,libwanted.so -o %s/libwanted.so -x c /dev/null && "
+      .. "gcc -shared -fPIC -o %s/lib.so -x c /dev/null -Wl,--no-as-needed -L%s -lwanted && rm %s/libwanted.so"
+    assert.equal(0, os.execute((wants:gsub("%%s", folder))))
+    local _, out = command.run(("WEFT_CUDA_LIBRARY=%s/lib.so bin/weft doctor"):format(folder))
+    assert.matches("libwanted.so: cannot open shared object file[^\n]*; install what it wants, or name that folder in LD_LIBRARY_PATH", out)
     remove()
   end)
 end)

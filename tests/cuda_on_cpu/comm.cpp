@@ -86,7 +86,8 @@ static weft_status reduce(const comm *c, void *to, int64_t n, int dtype, int red
 // Walks n elements a piece at a time: f(first, count) between two meetings, each rank's part laid down first.
 template <class F> static weft_status in_pieces(comm *c, const char *from, int64_t n, int64_t size, F f) {
     c->d->counters.launches++;
-    for (int64_t first = 0; first < n; first += PIECE / size) {
+    sim::launched("collective", n * size, n * size);
+    for (int64_t first = 0; !sim::dry && first < n; first += PIECE / size) {
         const int64_t count = n - first < PIECE / size ? n - first : PIECE / size;
         if (from) memcpy(c->pieces + c->rank * PIECE, from + first * size, (size_t)(count * size));
         barrier(c);

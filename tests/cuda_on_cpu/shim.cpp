@@ -41,6 +41,11 @@ static long setting(const char *name, long otherwise) {
     return v && *v ? std::atol(v) : otherwise;
 }
 int64_t conv_chunk = 8192;      // small, so that small pictures come in several chunks
+// WEFT_SIM_MACHINE: what is wrong with the machine: "no driver", "old driver", "no gpu", "old gpu", "broken gpu".
+static bool machine_has(const char *what) {
+    const char *v = std::getenv("WEFT_SIM_MACHINE");
+    return v && !std::strcmp(v, what);
+}
 // Each kernel twice, under two orders of its threads, and the same bits demanded.
 static bool twice;
 
@@ -235,7 +240,7 @@ int run(const char *kernel, dim3 grid, dim3 block, size_t dynamic, body fn, void
         fail("%s: a grid of %u x %u x %u is not possible", kernel, grid.x, grid.y, grid.z);
     if (dynamic > DYNAMIC_LIMIT)
         fail("%s: %zu bytes of dynamic shared memory, the limit is %zu", kernel, dynamic, DYNAMIC_LIMIT);
-    if (dry) return 0;
+    if (dry || machine_has("broken gpu")) return 0;
     b.fn = fn;
     b.context = context;
     b.name = kernel;
@@ -356,14 +361,26 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { sim_count_runtime()->stream_wa
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { *event = nullptr; return cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { sim_count_runtime()->event_waits++; return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *n) {
+    *n = 0;
+    if (sim::machine_has("no driver") || sim::machine_has("old driver")) return cudaErrorInsufficientDriver;
+    if (sim::machine_has("no gpu")) return cudaErrorNoDevice;
+    *n = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int *version) {
+    *version = sim::machine_has("no driver") ? 0 : sim::machine_has("old driver") ? 12040 : 13000;
+    return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = cudaDeviceProp{};
     std::snprintf(p->name, sizeof p->name, "a simulated GPU");
     p->totalGlobalMem = device_bytes();
     p->sharedMemPerBlockOptin = 227 << 10;
-    p->major = 8;
+    p->major = sim::machine_has("old gpu") ? 7 : 8;
+    p->minor = sim::machine_has("old gpu") ? 5 : 0;
     p->multiProcessorCount = 4;
     return cudaSuccess;
 }

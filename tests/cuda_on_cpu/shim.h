@@ -99,6 +99,7 @@ int launch(const weft_call *call, const char *name, void (*kernel)(P...), dim3 g
     name##_shared_type &name = *static_cast<name##_shared_type *>( \
         sim::shared(&name##_site, sizeof(name##_shared_type), alignof(name##_shared_type)))
 #define DYNAMIC_SHARED(type, name) type *const name = static_cast<type *>(sim::dynamic_shared())
+#define COMPUTES (!sim::dry)
 #define LAUNCH(call, kernel, grid, block, shared, ...) \
     ([&]() -> weft_status { \
         weft_status ready_ = cuda_before_launch(call, nullptr, (shared)); \
@@ -198,7 +199,9 @@ float __half2float(half_t v);
 half_t __float2half(float f);
 
 // --- the part of the runtime that weft calls
-typedef enum cudaError { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidValue = 1 } cudaError_t;
+typedef enum cudaError {
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100
+} cudaError_t;
 typedef struct sim_stream *cudaStream_t;
 typedef struct sim_event *cudaEvent_t;
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
@@ -220,6 +223,8 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaGetDeviceCount(int *n);
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaSetDevice(int i);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int i);
 cudaError_t cudaGetLastError();

@@ -91,20 +91,20 @@ local function disk()
   return text
 end
 
-local function gpu(weft)
+-- The first use of each GPU also runs a kernel and checks what it gave.
+local function gpu(cuda)
   local names = shell "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader"
-  local found = names:match "[^\n]+" or (read "/proc/driver/nvidia/version" ~= "" and "a driver without nvidia-smi")
-  local ok, cuda = pcall(function() return weft.cuda end)
-  if ok and type(cuda) == "table" and cuda.is_available then
-    local usable, reason = cuda.is_available()
-    if usable then
-      local list = {}
-      for i = 1, cuda.device_count() do list[i] = ("cuda:%d %s"):format(i - 1, cuda.describe("cuda:" .. i - 1)) end
-      return table.concat(list, "; ")
-    end
-    return (found or "none") .. ": " .. tostring(reason) .. "; everything runs on the CPU"
+  local found = names:match "[^\n]+" or (read "/proc/driver/nvidia/version" ~= "" and "a driver without nvidia-smi") or "none"
+  local usable, reason = cuda.is_available()
+  if not usable then return ("%s: %s; everything runs on the CPU"):format(found, reason) end
+  local list, advice = {}, nil
+  for i = 1, cuda.device_count() do
+    local name = "cuda:" .. i - 1
+    local ok, text = pcall(cuda.describe, name)
+    list[i] = ok and name .. " " .. text or name
+    if not ok then advice = (text:gsub("^.-: (cuda:%d+ can't)", "%1")) end
   end
-  return (found or "none found") .. ": this build computes on the CPU alone"
+  return table.concat(list, "; "), advice
 end
 
 local function editing()
@@ -125,9 +125,10 @@ function M.run()
     { "BLAS", function() return product(weft, lib) end },
     { "memory", memory },
     { "disk", disk },
-    { "GPU", function() return gpu(weft) end },
+    { "GPU", function() return gpu(weft.cuda) end },
     { "prompt", editing },
   }
+  if weft.cuda.about() then table.insert(checks, #checks, { "CUDA", weft.cuda.about }) end
   local bad = 0
   for _, check in ipairs(checks) do
     local ok, text, advice = pcall(check[2])
