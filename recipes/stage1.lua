@@ -6,7 +6,7 @@ local parts = require "vision_language"
 local config = weft.config {
   seed = 1,
   encoder = { pretrained = "facebook/dinov2-base", width = 768, layers = 12, heads = 12, image = 518, patch = 14, init_range = 0.02 },
-  lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" }, init_from = "" },
+  lora = { rank = 16, alpha = 32, scale = 0, dropout = 0.1, targets = { "query", "value" }, init_from = "" },  -- scale: in place of alpha
   compress = { hidden = 384, width = 128, dropout = 0.1 },
   language = { width = 384, layers = 7, ff = 1024, heads = 6, dropout = 0.0 },
   fusion = { layers = 4, heads = 4, ff = 512, gate = 0 },

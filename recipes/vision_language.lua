@@ -14,7 +14,9 @@ end
 local function adapted(c, data)
   local settings = weft.config.plain(c.lora)
   local from = settings.init_from or ""
-  settings.init_from = nil
+  -- what the branch is multiplied with, set in place of alpha
+  if (settings.scale or 0) > 0 then settings.alpha = settings.scale * (settings.rslora and math.sqrt(settings.rank) or settings.rank) end
+  settings.init_from, settings.scale = nil, nil
   if from == "" then return (peft.lora(encoder(c.encoder), settings)) end
   return peft.load(encoder(c.encoder), from, { trainable = true, preprocessing = weft.io.preprocess.of_run(data.train.options) })
 end
@@ -215,7 +217,7 @@ return {
   finish = finish,
   heads = { "fusion", "itm" },
   metric = "retrieval.r_mean",
-  after_warmup = { "lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" },
+  after_warmup = { "lora.rank", "lora.alpha", "lora.scale", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" },
   data = function(config, o) return (weft.data.captioned(config.data, o)) end,
   evaluate = { weft.eval.retrieval, weft.eval.itm, weft.eval.captions },
   phases = function(config)

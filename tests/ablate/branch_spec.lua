@@ -42,10 +42,10 @@ describe("a shared first phase", function()
   end)
 
   local others = {
-    ["lora.rank"] = { "lora.rank=5" }, ["lora.alpha"] = { "lora.alpha=1.5" }, ["lora.dropout"] = { "lora.dropout=0.4" },
+    ["lora.rank"] = { "lora.rank=5" }, ["lora.alpha"] = { "lora.alpha=1.5" }, ["lora.scale"] = { "lora.scale=3" }, ["lora.dropout"] = { "lora.dropout=0.4" },
     ["lora.targets"] = { "lora.targets=[query,dense]" }, ["lora_lr"] = { "lora_lr=3" }, ["lora_plus_ratio"] = { "lora_plus_ratio=4" },
   }
-  for _, key in ipairs { "lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" } do
+  for _, key in ipairs { "lora.rank", "lora.alpha", "lora.scale", "lora.dropout", "lora.targets", "lora_lr", "lora_plus_ratio" } do
     it(("gives the weights of a whole run, bit for bit, whatever %s"):format(key), function()
       local whole = result(others[key], nil, 1)
       local branched = result(others[key], folder .. "/warm", 2)

@@ -37,7 +37,8 @@ describe("weft train", function()
     assert.is_nil(out:find("\r", 1, true))
     assert.is_nil(out:find("\27", 1, true))
     for _, line in ipairs { "Phase 1: LoRA adapters FROZEN | Trainable params: ", "Phase 2: LoRA adapters UNFROZEN | Trainable params: ",
-      "trainable params: 256 || all params: 16,448 || trainable%: 1.5564", "before training", "after Phase 2", "chance", "run " .. dir } do
+      "trainable params: 256 || all params: 16,448 || trainable%: 1.5564",
+      "vision: adapter default: r 2, alpha 4: x2; 4 modules (query 2, value 2)\n", "before training", "after Phase 2", "chance", "run " .. dir } do
       assert.truthy(out:find(line, 1, true), line)
     end
     assert.truthy(out:find("\nrecipe recipes/stage1.lua, seed 3; config: accumulate=1 batch=6 ", 1, true) and out:find(" lora.rank=2 ", 1, true), out)

@@ -45,7 +45,7 @@ end
 -- Key -> another value, and what it moves (the hash of weights and data, if nothing is said).
 local moves = {
   seed = 4, ["encoder.width"] = 32, ["encoder.layers"] = 3, ["encoder.heads"] = 4, ["encoder.image"] = 42, ["encoder.patch"] = 14,
-  ["encoder.init_range"] = 0.1, ["lora.rank"] = 3, ["lora.alpha"] = 8, ["lora.dropout"] = 0.5, ["lora.targets"] = "[key]",
+  ["encoder.init_range"] = 0.1, ["lora.rank"] = 3, ["lora.alpha"] = 8, ["lora.scale"] = 5, ["lora.dropout"] = 0.5, ["lora.targets"] = "[key]",
   ["compress.hidden"] = 24, ["compress.width"] = 8, ["compress.dropout"] = 0.3, ["language.width"] = 32, ["language.layers"] = 2,
   ["language.ff"] = 40, ["language.heads"] = 4, ["language.dropout"] = 0.2, ["fusion.layers"] = 2, ["fusion.heads"] = 4, ["fusion.ff"] = 24,
   ["fusion.gate"] = 0.3,

@@ -253,6 +253,21 @@ describe("a run that goes on", function()
       or tostring(message):find("lora_A%S* is %[2,16%], expected %[3,16%]"), message)
   end)
 
+  it("refuses a checkpoint that lacks a module's state, or has one of a module that is not there", function()
+    local dir = stopped_at(4, {})
+    local parts, state = checkpoint.read(dir .. "/ckpt/step_00000004")
+    for _, case in ipairs { { "itm", nil, "it has no state of itm" }, { "gone", { x = 1 }, "it has a state of gone, which the model lacks" } } do
+      local other = copy(dir)
+      local kept = state.modules[case[1]]
+      state.modules[case[1]] = case[2]
+      assert(checkpoint.save(other, 5, parts, state))
+      state.modules[case[1]] = kept
+      local ok, message = pcall(open, other)
+      assert.is_false(ok)
+      assert.truthy(tostring(message):find("the checkpoint does not fit the model: " .. case[3], 1, true), message)
+    end
+  end)
+
   it("stops when the frozen weights are not those it began with", function()
     local run = start {}
     run.should_stop = function() return run.step == 3 end

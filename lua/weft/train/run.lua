@@ -252,9 +252,15 @@ function Run:load_state(parts, s, for_use)
   self.hashes, self.frozen_checksum, self.history = s.hashes, s.frozen_checksum, s.history
   self.before, self.kept, self.trainable, self.damaged, self.sums = s.seconds, s.kept, s.trainable, s.damaged, s.losses
   self.model:load_state_dict(parts.model)
+  local left = {}
+  for path in pairs(s.modules) do left[path] = "it has a state of %s, which the model lacks" end
   for path, m in self.model:named_modules() do
-    if m.load_extra_state and s.modules[path] then m:load_extra_state(s.modules[path]) end
+    if m.load_extra_state then
+      left[path] = not s.modules[path] and "it has no state of %s" or nil
+      if s.modules[path] then m:load_extra_state(s.modules[path]) end
+    end
   end
+  for path, why in pairs(left) do error(("the checkpoint does not fit the model: " .. why):format(path), 0) end
   if s.phase > 0 then
     self:set_phase(self.plan[s.phase])
     self.optimizer:load_state { tensors = parts.optimizer or {}, values = s.optimizer }

@@ -51,8 +51,13 @@ function M:print_start()
   end
   for _, key in ipairs(model._order) do
     local child = model._children[key]
-    local ok, line = pcall(function() return require("weft.peft").describe(child) end)
-    if child and ok and line then log:line("%s: %s", key, line) end
+    local peft = require "weft.peft"
+    local ok, line = pcall(function() return peft.describe(child) end)
+    if child and ok and line then
+      log:line("%s: %s", key, line)
+      -- without what trains: phases say that
+      for text in peft.summary(child):gmatch "[^\n]+" do log:line("%s: %s", key, text:match "^(.*); [^;]*$") end
+    end
   end
 end
 
