@@ -170,5 +170,10 @@ weft_status weft_describe(char *buffer, size_t size, const weft_view *v); // "[2
 
 extern weft_state weft_the_state;
 
+// interrupt.c. Between weft_may_stop(true) and weft_was_stopped, a kernel's pieces are left out once
+// there is an interrupt; what they would have written is undefined then.
+void weft_may_stop(bool on);
+bool weft_was_stopped(void);  // were any? Then the interrupt is answered, and weft_error() says so.
+
 
 #endif

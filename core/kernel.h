@@ -118,4 +118,7 @@ static inline int64_t weft_span(const weft_view *v, int from, int to) {
     return n;
 }
 
+// Whether an interrupt asks the kernel that runs to leave out what is left of it; on any thread.
+bool weft_stopped(void);
+
 #endif

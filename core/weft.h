@@ -81,7 +81,8 @@ typedef struct weft_state {
     int64_t copies;        // copies that the dispatcher made because a kernel wants contiguous data
     int64_t calls;         // operator calls
     bool grad_enabled;
-    volatile int interrupt;
+    volatile int interrupt;         // an operator fails at it, and sets it back
+    volatile int interrupts;        // times that it was raised
     weft_memory cpu;
 } weft_state;
 
@@ -89,7 +90,7 @@ weft_state *weft_get_state(void);
 const char *weft_error(void);         // message of the last failure on this thread
 weft_status weft_error_code(void);    // and its code
 const char *weft_version(void);
-void weft_interrupt(int flag);        // 1: the next operator fails with WEFT_EINTERRUPTED
+void weft_interrupt(int flag);        // 1: the operator that runs, or the next one, fails with WEFT_EINTERRUPTED
 weft_status weft_catch_interrupt(bool on);  // SIGINT calls weft_interrupt(1) and no longer ends the process
 
 // --- dtypes and devices

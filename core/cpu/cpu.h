@@ -21,7 +21,8 @@
 
 // --- thread pool (pool.c). Work is cut by the caller into pieces that depend on shapes alone;
 // threads take pieces in any order, so results must not depend on who ran what. Calls do not nest:
-// inside a piece, weft_parallel runs on the spot.
+// inside a piece, weft_parallel runs on the spot. After an interrupt pieces are left out (weft_stopped):
+// what decides where memory is read must not come from them unchecked.
 typedef void (*weft_piece_fn)(void *context, int64_t piece);
 void weft_parallel(int64_t pieces, weft_piece_fn fn, void *context);
 

@@ -39,7 +39,6 @@ struct matrix_job {
 static void run_piece(void *context, int64_t piece) {
     const matrix_job *j = context;
     int64_t end = weft_piece_end(j->count, j->grain, piece);
-    j->failed[2 * piece] = -1;
     for (int64_t i = piece * j->grain; i < end; i++) {
         lapack_int info = j->fn(j, i, j->scratch + piece * j->stretch);
         if (info == 0) continue;
@@ -76,6 +75,7 @@ static weft_status run(const weft_call *call, matrix_job *j, int64_t elements, i
     j->scratch = weft_workspace(call->backend, nbytes);
     if (!j->scratch) return WEFT_ENOMEM;
     j->failed = (int64_t *)(void *)(j->scratch + pieces * j->stretch);
+    for (int64_t p = 0; p < pieces; p++) j->failed[2 * p] = -1;
     weft_parallel(pieces, run_piece, j);
     for (int64_t p = 0; p < pieces && failed[0] < 0; p++) {
         failed[0] = j->failed[2 * p];

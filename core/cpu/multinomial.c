@@ -107,7 +107,6 @@ static void draw_rows(void *context, int64_t piece) {
     const rows *r = context;
     void *scratch = r->scratch + piece * r->stretch;
     int64_t end = weft_piece_end(r->n_rows, r->grain, piece);
-    r->bad[piece] = -1;
     for (int64_t row = piece * r->grain; row < end; row++) {
         int64_t *y = (int64_t *)r->call->out[0]->data + row * r->n;
         double largest;
@@ -154,6 +153,7 @@ CPU_KERNEL(multinomial) {
     if (!scratch) return WEFT_ENOMEM;
     r.bad = (int64_t *)(void *)scratch;
     r.scratch = scratch + pieces * (int64_t)sizeof *r.bad;
+    for (int64_t i = 0; i < pieces; i++) r.bad[i] = -1;
     weft_parallel(pieces, draw_rows, &r);
     int64_t bad = -1;
     for (int64_t i = 0; i < pieces && bad < 0; i++) bad = r.bad[i];

@@ -40,7 +40,7 @@ static void work(void) {
         const int64_t piece = (int64_t)(uint32_t)state;
         if (piece >= atomic_load(&pool.pieces)) return;
         if (!atomic_compare_exchange_weak(&pool.state, &state, state + 1)) continue;
-        fn(context, piece);
+        if (!weft_stopped()) fn(context, piece);
         atomic_fetch_add(&pool.finished, 1);
         state = atomic_load(&pool.state);
     }
@@ -135,7 +135,7 @@ void weft_parallel(int64_t pieces, weft_piece_fn fn, void *context) {
     if (inside || pieces == 1 || pieces >= NO_PIECE || pool.started == 0) {
         bool was = inside;
         inside = true;
-        for (int64_t i = 0; i < pieces; i++) fn(context, i);
+        for (int64_t i = 0; i < pieces && !weft_stopped(); i++) fn(context, i);
         inside = was;
         return;
     }

@@ -97,7 +97,7 @@ void WEFT_PASTE(weft_cpu_, WEFT_ISA, product)(const weft_gemm *g, const float *a
     const float alpha = (float)g->alpha;
     float *panels = scratch, *rows_of_a = panels + DEPTH * WEFT_TILE_N,
           *spare = rows_of_a + DEPTH * HIGH;
-    for (int64_t p0 = 0; p0 < g->k; p0 += DEPTH, add = true) {
+    for (int64_t p0 = 0; p0 < g->k && !weft_stopped(); p0 += DEPTH, add = true) {
         const int64_t depth = g->k - p0 < DEPTH ? g->k - p0 : DEPTH;
         pack_b(g, b, p0, depth, j0, j1, panels);
         for (int64_t i = i0; i < i1; i += HIGH) {

@@ -8,6 +8,7 @@
 #define RADIX_FROM 32    // elements for each byte of a key from which counting beats merging
 #define KEEP 64          // largest k that is kept by insertion while a row streams by
 #define BLOCK 64
+#define STRETCH 4194304  // elements between two looks at whether to stop
 
 typedef struct pair { uint64_t key; int64_t index; } pair;
 
@@ -63,15 +64,22 @@ static pair *merge_sort(pair *a, pair *b, int64_t n) {
     return a;
 }
 
-// Byte by byte from the lowest; bytes that are equal everywhere are passed over.
+// Byte by byte from the lowest; bytes that are equal everywhere are passed over. Stopped by an interrupt,
+// it returns what the last whole pass made.
 static pair *radix_sort(pair *a, pair *b, int64_t n, int bytes) {
     for (int byte = 0; byte < bytes; byte++) {
         int64_t count[257] = { 0 };
         const int shift = 8 * byte;
-        for (int64_t i = 0; i < n; i++) count[(a[i].key >> shift & 255) + 1]++;
+        for (int64_t i = 0, to = 0; i < n; i = to) {
+            if (weft_stopped()) return a;
+            for (to = n - i < STRETCH ? n : i + STRETCH; i < to; i++) count[(a[i].key >> shift & 255) + 1]++;
+        }
         if (count[(a[0].key >> shift & 255) + 1] == n) continue;
         for (int i = 0; i < 256; i++) count[i + 1] += count[i];
-        for (int64_t i = 0; i < n; i++) b[count[a[i].key >> shift & 255]++] = a[i];
+        for (int64_t i = 0, to = 0; i < n; i = to) {
+            if (weft_stopped()) return a;
+            for (to = n - i < STRETCH ? n : i + STRETCH; i < to; i++) b[count[a[i].key >> shift & 255]++] = a[i];
+        }
         pair *t = a; a = b; b = t;
     }
     return a;

@@ -26,7 +26,8 @@ static void FN(sort_piece)(void *context, int64_t piece) {
     for (int64_t row = piece * j->grain; row < end; row++) {
         const T *x = (const T *)j->x + row / j->inner * j->n * j->inner + row % j->inner;
         for (int64_t i = 0; i < j->n; i++) a[i] = (pair){ FN(ordered)(x[i * j->inner], flip), i };
-        FN(put)(j, row, j->n < RADIX_FROM * (int64_t)sizeof(T) ? merge_sort(a, b, j->n) : radix_sort(a, b, j->n, (int)sizeof(T)));
+        const pair *sorted = j->n < RADIX_FROM * (int64_t)sizeof(T) ? merge_sort(a, b, j->n) : radix_sort(a, b, j->n, (int)sizeof(T));
+        if (!weft_stopped()) FN(put)(j, row, sorted);
     }
 }
 

@@ -26,6 +26,7 @@ typedef struct training {
     weft_map fresh;                    // pair -> index into found, for the merge under way
     pair_item *found;
     int64_t n_found, room_found;
+    bool interrupted;
 } training;
 
 weft_bpe_trainer *weft_bpe_trainer_new(void) {
@@ -216,7 +217,8 @@ static bool learn(training *g, const weft_bpe_trainer *tr, int64_t vocab_size, i
         if (ok) g->merges[g->n_merges++] = m;
         for (int64_t i = 0; ok && i < top.words.n; i++) ok = merge_word(g, tr, top.words.at[i], m);
         free(top.words.at);
-        ok = ok && push_found(g);
+        g->interrupted = weft_get_state()->interrupt;
+        ok = ok && push_found(g) && !g->interrupted;
     }
     return ok;
 }
@@ -350,6 +352,11 @@ weft_tokenizer *weft_bpe_trainer_finish(weft_bpe_trainer *tr, int64_t vocab_size
     if (ok) root = describe(&g, n_specials);
     training_clear(&g);
     if (root) return weft_tokenizer_from_json(root, "trained tokenizer");
-    weft_fail(WEFT_ENOMEM, "no memory to train a tokenizer");
+    if (g.interrupted) {
+        weft_interrupt(0);
+        weft_fail(WEFT_EINTERRUPTED, "interrupted");
+    } else {
+        weft_fail(WEFT_ENOMEM, "no memory to train a tokenizer");
+    }
     return NULL;
 }

@@ -354,6 +354,7 @@ weft_tensor *weft_loader_take(weft_loader *l, int64_t ticket) {
         return NULL;
     }
     if (interrupted) {
+        weft_interrupt(0);
         weft_fail(WEFT_EINTERRUPTED, "loader: interrupted; the batch can still be taken");
         return NULL;
     }

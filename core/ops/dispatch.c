@@ -214,7 +214,9 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
     int device = first ? first->v.device : y[0].device;
     // a copy between devices is made by the one that the host can't reach
     if (op == OP_to_device) device = y[0].device == WEFT_CPU || device == WEFT_META ? device : y[0].device;
+    weft_may_stop(device == WEFT_CPU && info->kind != INPLACE);
     code = run_kernel(op, views, n_in, outputs, n_out, at, device);
+    if (weft_was_stopped()) { code = WEFT_EINTERRUPTED; goto done; }
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
     if (info->kind == INPLACE)
         for (int i = 0; i < n_in; i++)

@@ -13,7 +13,10 @@ weft_state *weft_get_state(void) { return &weft_the_state; }
 const char *weft_error(void) { return message; }
 weft_status weft_error_code(void) { return last; }
 const char *weft_version(void) { return WEFT_VERSION; }
-void weft_interrupt(int flag) { weft_the_state.interrupt = flag; }
+void weft_interrupt(int flag) {
+    weft_the_state.interrupt = flag;
+    if (flag) weft_the_state.interrupts++;
+}
 
 weft_status weft_fail(weft_status code, const char *format, ...) {
     char text[sizeof message];  // format may quote the old message
