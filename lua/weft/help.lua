@@ -73,6 +73,17 @@ local function found(path)
   return at
 end
 
+---What is known of a value that a session calls by a name: a function or a class; nil where that is nothing.
+---@param name string
+---@param value any
+---@return string?
+function M.of(name, value)
+  local text
+  if type(value) == "function" then text = of_function(name, value)
+  elseif type(value) == "table" then text = of_table(name, value) end
+  return text and (text:gsub("^weft%.", "", 1))
+end
+
 ---What is known of a name, as text; nil and a message with the nearest names when there is nothing.
 ---@param name string  "softmax", "peft.lora", "nn.Linear", "optim.schedule.cosine"
 ---@return string? text, string? message

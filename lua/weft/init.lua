@@ -69,7 +69,12 @@ local functions = { gradcheck = "weft.autograd.gradcheck", load = "weft.io", sav
   ablate = "weft.ablate", trace = "weft.trace", show = "weft.show", plot = "weft.plot", capture = "weft.probe.capture", flow = "weft.probe.flow",
   attention = "weft.probe.attention", compare = "weft.probe.compare", nearest = "weft.probe.nearest" }
 
+local later = {} -- names that load when first used
+for name in pairs(parts) do later[name] = true end
+for name in pairs(functions) do later[name] = true end
+
 return setmetatable(M, {
+  names = later,
   __index = function(t, key)
     local part = parts[key]
     if part then
@@ -85,7 +90,7 @@ return setmetatable(M, {
     end
     local known = {}
     for name in pairs(t) do known[#known + 1] = name end
-    for name in pairs(parts) do known[#known + 1] = name end
+    for name in pairs(later) do known[#known + 1] = name end
     local near = A.nearest(tostring(key), known)
     A.raise("weft has no %s%s", tostring(key), #near > 0 and "; did you mean " .. table.concat(near, " or ") .. "?" or "")
   end,

@@ -67,4 +67,12 @@ function M.color(kind, behind, r, g, b)
   return ("\27[%d;5;%dm"):format(behind and 48 or 38, of_256(r, g, b))
 end
 
+local STYLES = { error = "31", dim = "2", bold = "1" }
+
+---A text in a style ("error", "dim", "bold") where the terminal has colours, else as it is.
+function M.paint(style, text)
+  if M.colors() == "none" then return text end
+  return ("\27[%sm%s\27[0m"):format(STYLES[style], text)
+end
+
 return M

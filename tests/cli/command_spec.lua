@@ -53,6 +53,27 @@ describe("the weft command", function()
     end
   end)
 
+  it("runs a script or a line of code as Lua does: arguments, exit codes, no banner", function()
+    local path = os.tmpname()
+    local f = assert(io.open(path .. ".lua", "w"))
+    f:write 'print(require("weft").ones { 2 }:sum():item(), #arg, arg[0] ~= nil, ...)\nif arg[2] == "fail" then error "boo" end\nreturn tonumber(arg[1])\n'
+    f:close()
+    local code, out = weft(path .. ".lua 3 --help")
+    assert.equal(3, code)
+    assert.equal("2\t2\ttrue\t3\t--help\n", out)
+    local bad, _, err = weft(path .. ".lua 0 fail")
+    assert.equal(1, bad)
+    assert.equal(("weft run: %s.lua:2: boo\n"):format(path), err)
+    code, out = weft "-e 'print(weft.arange(5):sum():item(), arg[1])' x"
+    assert.equal(0, code)
+    assert.equal("10\tx\n", out)
+    assert.equal(7, (weft "-e 'return 7'"))
+    assert.equal(1, (weft "-e 'x ='"))
+    assert.equal(2, (weft "-e"))
+    os.remove(path)
+    os.remove(path .. ".lua")
+  end)
+
   it("starts through a symbolic link", function()
     local folder, remove = run.folder()
     local code, out = run.run(("ln -s $PWD/bin/weft %s/w && cd / && %s/w --version"):format(folder, folder))

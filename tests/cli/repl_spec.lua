@@ -60,80 +60,24 @@ describe("the prompt from a pipe", function()
     assert.truthy(out:find("did you mean softmax", 1, true))
   end)
 
+  it("explains methods and functions of the session's own", function()
+    local _, out = repl "x = weft.ones{2}\n?x:softmax\nhelper = require('weft.nearest')\n?helper.nearest\n"
+    assert.truthy(out:find("weft.softmax(x, dim = -1)", 1, true))
+    assert.truthy(out:find("helper.nearest(name, known, count)\n    The known names nearest to name", 1, true), out)
+  end)
+
+  it("runs out of memory a hundred times; a smaller line works then, and nothing is lost", function()
+    local code, out, err = repl("weft.memory_limit(2^25);\nbefore = weft.memory().live;\n"
+      .. ("weft.cat({ weft.ones{1500, 1500}, weft.ones{1500, 1500} }, 1)\n"):rep(100)
+      .. "weft.ones{100, 100}:sum():item()\n_ = nil collectgarbage() collectgarbage()\nweft.memory().live - before\n")
+    assert.equal(1, code)
+    assert.equal("10000\n0\n", out)
+    assert.equal(100, select(2, err:gsub("stdin:1: cat: [^\n]*out of memory on cpu: requested 18000000 bytes", "")))
+  end)
+
   it("prints tensors with their statistics", function()
     local _, out = repl "weft.ones{2, 2}\n"
     assert.truthy(out:find("float32 [2,2] cpu", 1, true))
-  end)
-end)
-
-describe("the prompt on a terminal", function()
-  -- Types at a pseudo-terminal: a step waits for a text to appear (so many times), then types.
-  local function session(steps, environment)
-    local folder, remove = run.folder()
-    local script = { "out=" .. folder .. "/out; : >$out",
-      "waits() { i=0; until [ $(grep -aoF -- \"$1\" $out | wc -l) -ge $2 ]; do sleep 0.05; "
-        .. "i=$((i+1)); [ $i -gt 1200 ] && break; done; }",
-      "export XDG_STATE_HOME=" .. folder .. "/state " .. (environment or ""),
-      "unset LD_PRELOAD; {" }
-    for _, step in ipairs(steps) do
-      script[#script + 1] = ("waits '%s' %d; printf '%s'"):format(step[1], step[3] or 1, step[2])
-    end
-    script[#script + 1] = ("} | LD_PRELOAD= script -qec 'env LD_PRELOAD=%s bin/weft%s' /dev/null >$out")
-      :format(os.getenv "LD_PRELOAD" or "", steps.options or "")
-    script[#script + 1] = "cat $out"
-    local _, out = run.run(table.concat(script, "\n"))
-    local f = io.open(folder .. "/state/weft/history")
-    local history = f and f:read "*a"
-    if f then f:close() end
-    remove()
-    return out, history
-  end
-
-  it("stops an endless loop at Ctrl-C and goes on", function()
-    local out, history = session {
-      { "Ctrl-D", [[print("run" .. "ning") while true do end\r]] },
-      { "running", [[\003]] },
-      { "interrupted", [[print(6 * 7)\r]] },
-      { "42", [[\004]] },
-    }
-    assert.truthy(out:find "interrupted")
-    assert.truthy(out:find("\n42\r", 1, true))
-    assert.equal('print("run" .. "ning") while true do end\nprint(6 * 7)\n', history)
-  end)
-
-  it("stops a second endless loop too, and a line half typed", function()
-    local out = session {
-      { "Ctrl-D", [[print("fi" .. "rst") while true do end\r]] },
-      { "first", [[\003]] },
-      { "interrupted", [[print("sec" .. "ond") repeat until false\r]] },
-      { "second", [[\003]] },
-      { "interrupted", [[print("half" .. "way")\r]], 2 },
-      { "halfway", [[error(]] },
-      { "error(", [[\003]] },
-      { "error(^C", [[print(6 * 7)\r]] },
-      { "42", [[\004]] },
-    }
-    local _, count = out:gsub("interrupted", "")
-    assert.equal(2, count)
-    assert.truthy(out:find("\n42\r", 1, true))
-  end)
-
-  it("shows the arguments at Tab behind a parenthesis, and keeps the line", function()
-    local out = session {
-      { "Ctrl-D", [[weft.softmax(\t]] },
-      { "dim = -1", [[weft.ones{ 2 }):sum():item() + 41\r]] },
-      { "\n42", [[\004]] },
-    }
-    assert.truthy(out:find("weft.softmax(x, dim = -1)", 1, true), out)
-    assert.truthy(out:find("\n42\r", 1, true), out)
-  end)
-
-  it("reads plainly where editing is not wanted", function()
-    local out = session { options = " repl --plain",
-      { "Ctrl-D", [[print(6 * 7)\n]] },
-      { "42", [[\004]] },
-    }
-    assert.truthy(out:find("42\r", 1, true))
   end)
 end)
 
@@ -149,8 +93,38 @@ describe("completion", function()
   it("finds inherited methods after a colon, and nothing behind nil", function()
     local class = { __index = { forward = print } }
     local env = { model = setmetatable({ form = 1 }, class) }
-    assert.same({ "model:form", "model:forward" }, names("model:fo", env))
+    assert.same({ "model:forward" }, names("model:fo", env))
+    assert.same({ "model.form", "model.forward" }, names("model.fo", env))
     assert.same({}, names("nothing.x", env))
+  end)
+end)
+
+describe("what may stand in a line", function()
+  local complete = require("weft.cli.complete").complete
+  local weft = require "weft"
+
+  it("is what an unfinished string names: files, modules, keys", function()
+    local env = { weft = weft, model = weft.nn.Sequential(weft.nn.Linear(2, 3)), config = weft.config { lora = { rank = 4 } } }
+    assert.same({ "command.lua", "counts.lua" }, complete('x = weft.load("tests/support/', "co", env))
+    assert.same({ "support/" }, complete('x = weft.load("tests/', "sup", env))
+    assert.same({ "0.weight" }, complete("weft.capture(model, '", "0.w", env))
+    assert.same({ "lora.rank" }, complete('reload("', "lora.r", env))
+  end)
+
+  it("is a function behind a colon, and what loads only when it is used", function()
+    local env = { weft = weft, x = weft.ones { 2 }, model = weft.nn.Linear(2, 3) }
+    assert.same({ "x:matmul" }, complete("y = ", "x:matm", env))
+    assert.same({ "x.dtype" }, complete("y = ", "x.dty", env))
+    assert.same({}, complete("y = ", "x:dty", env))
+    assert.same({ "model:named_parameters" }, complete("", "model:named_p", env))
+    assert.same({ "weft.nn.MultiHeadAttention" }, complete("", "weft.nn.Mul", env))
+    assert.same({ "weft.capture" }, complete("", "weft.capt", env))
+  end)
+
+  it("is a name to explain behind a question mark, and arguments inside a call", function()
+    local env = { weft = weft }
+    assert.same({ "softmax" }, complete("?", "softm", env))
+    assert.equal("weft.softmax(x, dim = -1)", complete("f(weft.softmax(weft.ones { 2 }, ", "", env))
   end)
 end)
 

@@ -19,6 +19,7 @@ function M.operator(name)
     return ("weft.%s\n    %s\n"):format(ops.signatures[name], ops.docs[name])
   end
   local known, inside = {}, {}
+  for other in pairs(getmetatable(require "weft").names) do known[#known + 1] = other end
   for op in pairs(ops.signatures) do
     known[#known + 1] = op
     if #name > 2 and op:find(name, 1, true) then inside[#inside + 1] = op end

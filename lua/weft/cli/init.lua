@@ -57,7 +57,7 @@ end
 ---The page that `weft help` prints. Loads no verb but for its summary, and not the C library.
 function M.overview()
   local lines = { "weft: tensors, autograd and training, scripted in Lua\n",
-    "  weft                       the prompt" }
+    "  weft                       the prompt; weft SCRIPT.lua and weft -e CODE run Lua" }
   for _, name in ipairs(M.verbs()) do
     lines[#lines + 1] = ("  weft %-21s %s"):format(name, M.verb(name).summary)
   end
@@ -92,6 +92,10 @@ function M.main(words)
     io.write("weft ", require("weft.core").version, "\n")
     return M.OK
   end
+  if name == "-e" or name:find "%.lua$" and not M.verb(name) then
+    table.insert(words, 1, name)
+    name = "run"
+  end
   local verb = M.verb(name)
   if not verb then
     complain("weft", ("no verb %s%s"):format(name, A.suggest(name, M.verbs())))
@@ -99,9 +103,7 @@ function M.main(words)
   end
   local args, problem
   if verb.raw then
-    for _, word in ipairs(words) do
-      if word == "--help" or word == "-h" then words.help = true end
-    end
+    words.help = words[1] == "--help" or words[1] == "-h"  -- what comes after is a script's own
     args = words
   else
     args, problem = A.parse(words, verb.options or {})

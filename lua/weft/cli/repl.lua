@@ -15,8 +15,10 @@ local M = {
 
 local SLOW = 1.0 -- seconds from which a line's time is shown
 local HOOK_EVERY = 1000
+local AGAIN = 0.2 -- seconds after which an interruption that was swallowed is raised again
 
-local function values(...) return { n = select("#", ...), ... } end
+local Values = {}
+local function values(...) return setmetatable({ n = select("#", ...), ... }, Values) end
 
 ---Compiles one input: as an expression whose values are returned, or as statements.
 ---@return function? chunk, string? problem, boolean? unfinished
@@ -48,7 +50,7 @@ function M.session(options)
   local env = setmetatable({}, { __index = _G })
   env._G = env
   return setmetatable({ env = env, out = options.out, err = options.err, state = options.state,
-    interactive = options.interactive, failed = false, line = 0 }, Session)
+    interactive = options.interactive, failed = false, paint = options.paint or function(_, text) return text end }, Session)
 end
 
 function Session:explain(name)
@@ -57,28 +59,56 @@ function Session:explain(name)
     self.out "?NAME explains an operator or a function, such as ?layer_norm or ?peft.lora; the verbs are in: weft help\n"
     return
   end
-  local text, problem = require("weft.help").text(name)
-  self.out(text or problem .. "\n")
+  local help = require "weft.help"
+  local text, problem = help.text(name)
+  if not text then text = self:explain_own(name) end
+  local head, rest = (text or problem .. "\n"):match "^([^\n]*)(.*)$"
+  self.out((text and self.paint("bold", head) or head) .. rest)
 end
 
--- Runs a chunk so that the interrupt flag stops it, wherever it is.
-function Session:guarded(chunk)
+-- Of a name of the session's own: x:softmax, run.batch, model.
+function Session:explain_own(name)
+  local object, owner = self.env, nil
+  for key in name:gmatch "[^.:]+" do
+    local ok, value = pcall(function() return object[key] end)
+    if not ok or value == nil then return nil end
+    owner, object = object, value
+  end
+  local help = require "weft.help"
+  if require("weft.args").is_tensor(owner) then return (help.text(name:match "[^.:]+$")) end
+  return help.of(name, object)
+end
+
+-- Runs a function, as pcall does, so that Ctrl-C stops it, wherever it is: in Lua by a hook, in an operator by the flag that
+-- it polls. Where the line catches that error and goes on, it is raised again at whatever comes next.
+function Session:guarded(fn, ...)
   local state = self.state
+  local before, stopped_at = state.interrupts, nil
+  local function hook()
+    if state.interrupts == before or debug.getinfo(2, "f").func == Session.guarded then return end
+    if not stopped_at then
+      stopped_at = M.clock()
+      if state.interrupt == 0 then return end  -- an operator has raised it
+    elseif state.interrupt == 0 then
+      if M.clock() - stopped_at < AGAIN then return end
+      debug.sethook(hook, "", 1)
+    end
+    state.interrupt = 0
+    error("interrupted", 0)
+  end
   jit.off()
   jit.flush()
-  debug.sethook(function()
-    if state.interrupt ~= 0 then
-      state.interrupt = 0
-      error("interrupted", 0)
-    end
-  end, "", HOOK_EVERY)
-  local results = values(xpcall(function() return chunk(values) end, function(e)
-    if type(e) == "string" and os.getenv "WEFT_TRACE" then return debug.traceback(e, 2) end
-    return e
-  end))
+  debug.sethook(hook, "", HOOK_EVERY)
+  local ok, result
+  if os.getenv "WEFT_TRACE" then
+    ok, result = xpcall(fn, function(e) return type(e) == "string" and debug.traceback(e, 2) or e end, ...)
+  else
+    ok, result = pcall(fn, ...)
+  end
   debug.sethook()
   jit.on()
-  return results
+  state.interrupt = 0
+  return ok, result
 end
 
 ---Runs one input. Returns true when it is unfinished and wants another line.
@@ -102,33 +132,40 @@ function Session:eval(text)
   end
   setfenv(chunk, self.env)
   local began = M.clock()
-  local results = self:guarded(chunk)
-  self:report(results, silent, M.clock() - began)
+  local ok, result = self:guarded(chunk, values)
+  self:report(ok, result, silent)
+  local seconds = M.clock() - began
+  if self.interactive and seconds >= SLOW then self.out(self.paint("dim", ("(%.1f s)"):format(seconds)) .. "\n") end
   return false
 end
 
 function Session:fail(e)
   self.failed = true
-  self.err((type(e) == "table" and getmetatable(e) == nil and e.message or tostring(e)) .. "\n")
+  local text = type(e) == "table" and getmetatable(e) == nil and e.message or tostring(e)
+  if text:find "^[^\n]*: interrupted$" then text = "interrupted" end
+  self.err(self.paint("error", text) .. "\n")
 end
 
-function Session:report(results, silent, seconds)
-  if not results[1] then
-    self:fail(results[2])
-  elseif type(results[2]) == "table" and results[2].n then
-    local list = results[2]
+-- Texts of values, for the screen.
+local function texts_of(list)
+  local show, texts = require("weft.cli.show").value, {}
+  for i = 1, list.n do
+    local ok, text = pcall(show, list[i])
+    texts[i] = ok and text or "(tostring failed: " .. tostring(text) .. ")"
+  end
+  return table.concat(texts, "\t")
+end
+
+function Session:report(ok, list, silent)
+  if not ok then
+    self:fail(list)
+  elseif getmetatable(list) == Values then
     if list[1] ~= nil then self.env._ = list[1] end
     if not silent and list.n > 0 then
-      local show = require("weft.cli.show").value
-      local texts = {}
-      for i = 1, list.n do
-        local ok, text = pcall(show, list[i])
-        texts[i] = ok and text or "(tostring failed: " .. tostring(text) .. ")"
-      end
-      self.out(table.concat(texts, "\t") .. "\n")
+      local shown, text = self:guarded(texts_of, list)
+      if shown then self.out(text .. "\n") else self:fail(text) end
     end
   end
-  if self.interactive and seconds >= SLOW then self.out(("(%.1f s)\n"):format(seconds)) end
 end
 
 ---Seconds from some fixed moment.
@@ -192,10 +229,12 @@ function M.run(args)
   if #overrides > 0 and not path then error({ usage = overrides[1] .. " goes with a run or a recipe" }, 0) end
   local core = require "weft.core"
   local lines = require "weft.cli.line"
+  local terminal = require "weft.terminal"
   local interactive = lines.interactive()
   local session = M.session {
     state = core.state,
     interactive = interactive,
+    paint = interactive and terminal.is_terminal(2) and terminal.paint or nil,
     out = function(text) io.write(text) io.flush() end,
     err = function(text) io.flush() io.stderr:write(text) end,
   }
@@ -217,19 +256,19 @@ function M.run(args)
       core.state.interrupt = 0
       return was
     end,
-    arguments = function(before) return require("weft.cli.complete").arguments(before, session.env) end,
-    complete = function(word) return require("weft.cli.complete").names(word, session.env) end,
+    complete = function(before, word) return require("weft.cli.complete").complete(before, word, session.env) end,
   }
   local pending
   while true do
-    local line = read(pending and 2 or 1)
+    local line, more = read(pending and 2 or 1)
     if line == lines.INTERRUPTED then
       pending = nil
     elseif line == nil then
       break
     else
       local text = pending and pending .. "\n" .. line or line
-      pending = session:eval(text) and text or nil
+      -- what was pasted is one input: it waits for its last line
+      pending = (more or session:eval(text)) and text or nil
     end
   end
   if pending then session:fail "stdin: the input ends in the middle of a statement" end

@@ -54,7 +54,7 @@ function M.save(path, value, metadata)
   return ok, message
 end
 
-return setmetatable(M, { __index = function(t, key)
+return setmetatable(M, { names = parts, __index = function(t, key)
   if not parts[key] then return nil end
   local part = require("weft.io." .. key)
   rawset(t, key, part)

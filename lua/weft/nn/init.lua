@@ -16,6 +16,7 @@ local files = {
 }
 
 return setmetatable(M, {
+  names = files,
   __index = function(t, key)
     local file = files[key]
     if not file then

@@ -6,6 +6,7 @@ local files = {
 }
 
 return setmetatable({}, {
+  names = files,
   __index = function(t, key)
     local file = files[key]
     if not file then
