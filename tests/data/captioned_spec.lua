@@ -59,6 +59,28 @@ describe("the split", function()
     assert.same(captions(one), captions(two))
   end)
 
+  it("spreads captions that differ in a letter, as it does others", function()
+    local list = {}
+    for i = 1, 26 do
+      list[i] = { caption = ("The letter %s."):format(string.char(96 + i)) }
+      list[26 + i] = { caption = ("The sign for the letter %s in sign language."):format(string.char(96 + i)) }
+    end
+    for i = 53, 400 do list[i] = { caption = ("Picture %d of many."):format(i * 7919) } end
+    local shares = {}
+    for seed = 1, 40 do
+      local _, test = split.by_caption(list, 0.25, seed)
+      local n = 0
+      for _, r in ipairs(test) do if r.caption:find "^The letter" then n = n + 1 end end
+      shares[seed] = n / 26
+    end
+    -- a fair draw of 26 out of 400 gives 0.25 on average, with a spread of 0.082
+    local mean, spread = 0, 0
+    for _, x in ipairs(shares) do mean = mean + x / #shares end
+    for _, x in ipairs(shares) do spread = spread + (x - mean) ^ 2 / (#shares - 1) end
+    assert.is_true(math.abs(mean - 0.25) < 0.06, ("mean %.3f"):format(mean))
+    assert.is_true(spread ^ 0.5 > 0.05 and spread ^ 0.5 < 0.12, ("spread %.3f"):format(spread ^ 0.5))
+  end)
+
   it("never holds out more than its share, and nothing of 0", function()
     local list = {}
     for i = 1, 100 do list[i] = { caption = "c" .. math.floor(i / 7), name = tostring(i) } end

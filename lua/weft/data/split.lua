@@ -1,6 +1,7 @@
 -- split.lua: which pictures train and which are held out. Pictures with equal captions form a group
 -- and stay together, so that no held-out caption was trained on.
 local random = require "weft.random"
+local ops = require("weft.ops").functions
 
 local M = {}
 
@@ -20,9 +21,14 @@ function M.by_caption(pairs_, share, seed)
     end
     table.insert(groups[key], p)
   end
-  -- a group's place depends on its caption alone
+  -- A group's place depends on its caption alone. The hash by itself won't do: captions that differ in
+  -- their last letters have hashes side by side, and would be held out together.
   local keyed = {}
-  for i, key in ipairs(order) do keyed[i] = { tonumber(bit.rshift(random.hash("split/" .. key, seed), 11)), key } end
+  for i, key in ipairs(order) do
+    local draw = ops.rand({ 1 }, "float64", "cpu", { key = random.hash("split/" .. key, seed), counter = 0ULL })
+    keyed[i] = { draw:data()[0], key }
+    draw:free()
+  end
   table.sort(keyed, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end)
   local want, test_groups, n = math.floor(share * #pairs_ + 0.5), {}, 0
   for _, k in ipairs(keyed) do
