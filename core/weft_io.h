@@ -124,7 +124,10 @@ typedef struct weft_plan_item {
     int64_t resize_h, resize_w;       // then resized; resize_w 0: resize_h is the short edge; both 0: not
     int32_t filter;                   // a weft_filter
     bool flip;                        // mirrored, at the end
-} weft_plan_item;                     // at last the middle is cut out, or padded with black
+    // the middle is cut out, or padded with black, to the loader's size; that is what is kept. Then this
+    // window of it is resized to that size again; window_h 0: nothing is
+    int64_t window_y, window_x, window_h, window_w;
+} weft_plan_item;
 typedef struct weft_loader weft_loader;
 weft_loader *weft_loader_new(int threads, int64_t depth, int64_t h, int64_t w, const double *mean,
                              const double *std, const weft_image_options *options,

@@ -13,7 +13,7 @@ local config = weft.config {
   memory = { kind = "larimar", slots = 32 },
   -- negatives from the batch: on so few pictures a queue without a slow copy of the model (itc.momentum
   -- near 1) holds features that are stale within a step
-  itc = { dim = 128, queue = 1, tau = 0.07, alpha = 0.0, momentum = 0.0 },
+  itc = { dim = 128, queue = 1, tau = 0.07, alpha = 0.0, momentum = 0.0, patch_dropout = 0.5 },
   itm = { source = "batch" },
   weights = { itc = 1.0, itm = 0.5, lm = 1.0, memory = 0.1 },
 
@@ -23,7 +23,7 @@ local config = weft.config {
 
   features = { enabled = true, memory = 256, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.2, length = 24, vocab = 600, tokenizer = "", size = 112, resize = 112, fit = "stretch",
-    threads = 2, cache = 64, flip = false, limit = 0 },
+    threads = 2, cache = 64, flip = false, random_crop = 1, limit = 0 },
   checkpoint_every = 200, keep_checkpoints = 2, log_every = 20, device = "cpu", dtype = "float32",
 }
 

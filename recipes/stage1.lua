@@ -11,7 +11,7 @@ local config = weft.config {
   language = { width = 384, layers = 7, ff = 1024, heads = 6, dropout = 0.0 },
   fusion = { layers = 4, heads = 4, ff = 512, gate = 0 },
   memory = { kind = "larimar", slots = 32 },
-  itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0 },
+  itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0, patch_dropout = 0 },
   itm = { source = "queue" },
   weights = { itc = 1.0, itm = 0.5, lm = 1.0, text = 1.0, memory = 0.1 },
 
@@ -21,7 +21,7 @@ local config = weft.config {
 
   features = { enabled = true, memory = 1024, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256, fit = "crop",
-    threads = 2, cache = 512, flip = false, limit = 0, text = "" },
+    threads = 2, cache = 512, flip = false, random_crop = 1, limit = 0, text = "" },
   checkpoint_every = 500, keep_checkpoints = 2, log_every = 20,
   device = "cpu", dtype = "float32",  -- "cuda" and "bfloat16" on a GPU
 }

@@ -39,6 +39,7 @@ function Stage1:init(c, data)
     image_heads = c.fusion.heads, image_hidden = c.fusion.ff, gate = c.fusion.gate })
   if c.memory.kind == "larimar" then self.memory = models.gpm { slots = c.memory.slots, width = c.compress.width } end
   self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, image = c.compress.width, text = c.language.width }
+  self.patch_dropout = nn.Dropout(c.itc.patch_dropout)
   self.itm = losses.ITM { width = c.language.width + c.compress.width, source = c.itm.source }
   local rows = math.min(c.itc.queue, math.floor(data.train:size() / 2))
   self.queue = losses.Queue(rows, { image = { c.itc.dim }, text = { c.itc.dim }, ids = { dtype = "int64" }, captions = { dtype = "int64" },
@@ -55,7 +56,7 @@ function Stage1:init(c, data)
     end })
   end
   self.features = weft.train.features(c.features)
-  self.features.dir, self.flip = data.dir and data.dir .. "/features", data.flip
+  self.features.dir, self.varies = data.dir and data.dir .. "/features", data.varies
 end
 
 -- Patches of the encoder. While all of it is frozen each picture passes through it once.
@@ -72,9 +73,9 @@ function Stage1:patches(batch)
   end))
 end
 
--- Its output is a function of the picture: nothing in it trains, no picture is flipped.
+-- Its output is a function of the picture: nothing in it trains, no picture is mirrored or cut.
 function Stage1:features_usable()
-  return self.training and self.features.enabled and not self.flip and self.vision:count(true) == 0
+  return self.training and self.features.enabled and not self.varies and self.vision:count(true) == 0
 end
 function Stage1:features_cached(id) return self:features_usable() and self.features:has(id) end
 function Stage1:phase_changed()
@@ -87,7 +88,7 @@ function Stage1:notes()
     notes[1] = "encoder: random weights, frozen: no pretrained one is named (encoder.pretrained); only its adapter will train"
   end
   if self.begun_from then notes[#notes + 1] = "lora.init_from: " .. self.begun_from .. "; its own rank, scale and targets hold" end
-  if f.enabled and self.flip then notes[#notes + 1] = "features: not kept, since data.flip makes a picture differ from itself"
+  if f.enabled and self.varies then notes[#notes + 1] = "features: not kept, since data.flip or data.random_crop makes a picture differ from itself"
   elseif not f.enabled then
     notes[#notes + 1] = "features: not kept (features.enabled=false): the frozen encoder runs at every step"
   else
@@ -97,10 +98,15 @@ function Stage1:notes()
   return notes
 end
 
--- dual: pooled features of both sides, before projection
+-- dual: pooled features of both sides, before projection. In training the mean of a picture is over some of its
+-- patches, drawn anew each time; how many does not matter, since projections are brought to one length.
 function Stage1:dual(V, batch)
   local text = self.fusion:encode(batch.ids, { mask = batch.mask })
-  return V:mean(2), models.pool.last_token(text, batch.mask)
+  local patches = V
+  if self.training and self.patch_dropout.p > 0 then
+    patches = V * self.patch_dropout(weft.ones { V:size(1), V:size(2), 1, dtype = V.dtype, device = V.device })
+  end
+  return patches:mean(2), models.pool.last_token(text, batch.mask)
 end
 
 function Stage1:losses(batch)

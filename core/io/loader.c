@@ -153,21 +153,41 @@ static char *explain(const char *path) {
     return text ? text : calloc(1, 1);
 }
 
+// The prepared picture, or the item's window of it enlarged, as floats.
+static weft_status write_slot(const weft_loader *l, const weft_plan_item *item,
+                              const weft_picture *p, float *slot) {
+    weft_picture window, large;
+    weft_status status;
+    if (item->window_h == 0) {
+        weft_picture_normalize(p, item->flip, l->table, slot);
+        return WEFT_OK;
+    }
+    status = weft_picture_crop(p, item->window_y, item->window_x, item->window_h, item->window_w,
+                               &window);
+    if (status != WEFT_OK) return status;
+    status = weft_picture_resize(&window, l->h, l->w, item->filter, &large);
+    weft_picture_free(&window);
+    if (status != WEFT_OK) return status;
+    weft_picture_normalize(&large, item->flip, l->table, slot);
+    weft_picture_free(&large);
+    return WEFT_OK;
+}
+
 static void fill_slot(weft_loader *l, batch *b, int64_t i) {
     const weft_plan_item *item = &b->items[i];
     float *slot = (float *)b->t->v.data + i * 3 * l->h * l->w;
     char key[4400];
     weft_picture p = { 0 };
     int64_t n = cache_key(item, b->paths[i], key, sizeof key);
-    if (cache_get(l, key, n, &p)) {
-        weft_picture_normalize(&p, item->flip, l->table, slot);
-    } else if (prepare(l, item, b->paths[i], &p) == WEFT_OK) {
-        weft_picture_normalize(&p, item->flip, l->table, slot);
-        if (!cache_put(l, key, n, p.rgb)) weft_picture_free(&p);
-    } else {
+    bool kept = cache_get(l, key, n, &p);
+    weft_status status = kept ? WEFT_OK : prepare(l, item, b->paths[i], &p);
+    if (status == WEFT_OK) status = write_slot(l, item, &p, slot);
+    if (status != WEFT_OK) {
         memset(slot, 0, (size_t)(3 * l->h * l->w) * sizeof *slot);
         b->messages[i] = explain(b->paths[i]);
     }
+    if (!kept && p.rgb && (status != WEFT_OK || !cache_put(l, key, n, p.rgb)))
+        weft_picture_free(&p);
 }
 
 static batch *next_work(const weft_loader *l) {
@@ -266,7 +286,7 @@ void weft_loader_free(weft_loader *l) {
     free(l);
 }
 
-static weft_status check_item(const weft_plan_item *item, int64_t i) {
+static weft_status check_item(const weft_loader *l, const weft_plan_item *item, int64_t i) {
     if (!item->path || !*item->path)
         return weft_fail(WEFT_EINVAL, "loader: item %lld has no path", (long long)i + 1);
     bool crop_ok =
@@ -281,6 +301,16 @@ static weft_status check_item(const weft_plan_item *item, int64_t i) {
     if (item->filter != WEFT_BICUBIC && item->filter != WEFT_BILINEAR)
         return weft_fail(WEFT_EINVAL, "loader: item %lld (%s): no filter %d", (long long)i + 1,
                          item->path, item->filter);
+    bool whole = item->window_h == 0 && item->window_w == 0;
+    if (!whole && (item->window_h <= 0 || item->window_w <= 0 || item->window_y < 0 ||
+                   item->window_x < 0 || item->window_y > l->h - item->window_h ||
+                   item->window_x > l->w - item->window_w))
+        return weft_fail(WEFT_EINVAL,
+                         "loader: item %lld (%s): window %lldx%lld at (%lld,%lld) does not lie in "
+                         "%lldx%lld",
+                         (long long)i + 1, item->path, (long long)item->window_h,
+                         (long long)item->window_w, (long long)item->window_y,
+                         (long long)item->window_x, (long long)l->h, (long long)l->w);
     return WEFT_OK;
 }
 
@@ -292,7 +322,7 @@ int64_t weft_loader_submit(weft_loader *l, const weft_plan_item *items, int64_t 
         return 0;
     }
     for (int64_t i = 0; i < n; i++)
-        if (check_item(&items[i], i) != WEFT_OK) return 0;
+        if (check_item(l, &items[i], i) != WEFT_OK) return 0;
     batch *b = calloc(1, sizeof *b);
     bool ok = b != NULL;
     if (ok) {

@@ -39,6 +39,20 @@ describe("the loader", function()
     assert.same(values(image.normalize(image.center_crop(p, 32), { flip = true })), got)
   end)
 
+  it("enlarges a window of what it keeps, from the cache or not", function()
+    local p = image.resize(image.load(golden .. "photo.jpg"), { 32, 32 })
+    local want = values(image.normalize(image.resize(image.crop(p, 5, 9, 16, 20), { 32, 32 }), { flip = true }))
+    for _, bytes in ipairs { 0, 1e6 } do
+      local l = new { cache = bytes }
+      local item = { path = golden .. "photo.jpg", resize = { 32, 32 }, flip = true, window = { 5, 9, 16, 20 } }
+      assert.same(want, values(l:take(l:submit { item })))
+      assert.same(want, values(l:take(l:submit { item })))
+      assert.equal(bytes > 0 and 1 or 0, (select(2, l:cached())))
+      item.window, item.flip = nil, false
+      assert.same(values(image.normalize(p)), values(l:take(l:submit { item })))
+    end
+  end)
+
   it("gives the same bits for any number of threads, cached or not", function()
     local want
     for _, threads in ipairs { 1, 2, 7 } do
@@ -103,6 +117,9 @@ describe("the loader", function()
     assert.has_error(function() l:submit {} end)
     assert.has_error(function() l:submit { { path = "x", resize = -1 } } end)
     assert.has_error(function() l:submit { { path = "x", crop = { 1, 1, 0, 5 } } } end)
+    for _, window in ipairs { { 0, 1, 5, 5 }, { 1, 1, 33, 5 }, { 30, 1, 5, 5 }, { 1, 1, 5, 0 } } do
+      assert.has_error(function() l:submit { { path = "x", window = window } } end)
+    end
     assert.has_error(function() l:submit { { path = "" } } end)
     assert.has_error(function() l:submit { { pth = "x" } } end)
     assert.has_error(function() loader.new { height = 0, width = 5 } end)

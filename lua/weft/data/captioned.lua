@@ -5,13 +5,14 @@ local files = require "weft.files"
 local random = require "weft.random"
 local ops = require("weft.ops").functions
 local create = require("weft.tensor").create
+local augment = require "weft.data.augment"
 
 local Dataset = {}
 Dataset.__index = Dataset
 
 ---@param rows table[]  { path, name, caption, image_id, caption_id, ids }
 ---@param options table  size (pixels), resize (short edge), length (caption tokens), pad, vocab, threads,
----  cache (MiB), flip, text (lists of token ids)
+---  cache (MiB), flip, random_crop, text (lists of token ids)
 function Dataset.new(rows, options)
   for i, row in ipairs(rows) do
     for _, id in ipairs(row.ids or {}) do
@@ -102,10 +103,11 @@ local function describe(self, indices)
   return batch
 end
 
-local function submit(self, indices, flips)
+local function submit(self, indices, changes)
   local o, plan = self.options, {}
   for b, i in ipairs(indices) do
-    plan[b] = { path = self.rows[i].path, resize = Dataset.resize_of(o), flip = flips and flips[b] or false }
+    local c = changes and changes[b] or {}
+    plan[b] = { path = self.rows[i].path, resize = Dataset.resize_of(o), flip = c.flip, window = c.window }
   end
   return (loader(self):submit(plan))
 end
@@ -243,24 +245,18 @@ function Dataset:reader(o)
   end
   local at, ahead, queue = o.position, o.position, {}
   self.ahead = queue
-  local function flips(n)
-    if not self.options.flip then return nil end
-    local draws = ops.rand({ o.batch }, "float32", "cpu", { key = random.hash("flip", o.seed), counter = 0ULL + o.epoch * 2 ^ 20 + n })
-    local out, data = {}, draws:data()
-    for b = 1, o.batch do out[b] = data[b - 1] < 0.5 end
-    draws:free()
-    return out
-  end
+  local varies = augment.varies(self.options)
   local function fill()
     while ahead < last and ahead - at < 2 do
       ahead = ahead + 1
       local rows, indices = {}, {}
       for b, i in ipairs(plan[ahead]) do
-        if self.options.flip or not o.covered or not o.covered(self.rows[i].image_id) then
+        if varies or not o.covered or not o.covered(self.rows[i].image_id) then
           rows[#rows + 1], indices[#indices + 1] = b, i
         end
       end
-      queue[ahead] = { rows = rows, ticket = #rows > 0 and submit(self, indices, flips(ahead)) or nil }
+      queue[ahead] = { rows = rows, ticket = #rows > 0
+        and submit(self, indices, varies and augment.draw(self.options, o.seed, o.epoch, ahead, #indices)) or nil }
     end
   end
   -- share of a micro-step's loss, so that the step's is a sum over its tokens divided by all of them

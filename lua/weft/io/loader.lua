@@ -10,7 +10,7 @@ Loader.__index = Loader
 
 local filters = { bicubic = C.WEFT_BICUBIC, bilinear = C.WEFT_BILINEAR }
 local item_defaults = { path = args.required, crop = args.none, resize = args.none, filter = "bicubic",
-  flip = false }
+  flip = false, window = args.none }
 
 local function fill(item, c, i)
   local where = ("loader: picture %d"):format(i)
@@ -29,12 +29,15 @@ local function fill(item, c, i)
   if o.crop then
     c.crop_y, c.crop_x, c.crop_h, c.crop_w = o.crop[1] - 1, o.crop[2] - 1, o.crop[3], o.crop[4]
   end
+  if o.window then
+    c.window_y, c.window_x, c.window_h, c.window_w = o.window[1] - 1, o.window[2] - 1, o.window[3], o.window[4]
+  end
 end
 
 ---Plans a batch and returns its ticket at once. Each picture is a path or a table: path, crop = { row,
 ---column, height, width } (cut out first, counted from 1), resize = short edge or { height, width },
----filter, flip. What comes out larger or smaller than the loader's size is cut or padded around the
----middle.
+---filter, flip, window. What comes out larger or smaller than the loader's size is cut or padded around
+---the middle; a window = { row, column, height, width } of that is enlarged to the loader's size.
 ---@param pictures (string|table)[]
 ---@return integer ticket
 function Loader:submit(pictures)
