@@ -170,7 +170,7 @@ def table(results, rows):
         weft = min(sides[0].times) if sides[0].times else None
         for side in sides:
             if not side.times:
-                lines.append("| %s | %s | failed: %s | | | | | | | |" % (title, side.name, side.why.replace("|", "/")))
+                lines.append("| %s | %s | failed: %s | | | | | | | | |" % (title, side.name, side.why.replace("|", "/")))
                 continue
             least = min(side.times)
             faster = "%.2f" % (least / weft) if weft and side.name != "weft" else ""
