@@ -111,8 +111,8 @@ template <class P> static void take(dnn_plan *p, const P *found, int n, const co
         bool known = false;
         for (int k = 0; k < n_wanted; k++) known = known || (int)found[i].algo == wanted[k];
         if (!known || !good(found[i].status) || found[i].determinism != CUDNN_DETERMINISTIC || found[i].memory > MOST_WORKSPACE) continue;
-        if (c->dtype == WEFT_FLOAT32 && found[i].mathType != CUDNN_FMA_MATH) continue;
-        if (!good(dnn.cudnnSetConvolutionMathType(p->how, found[i].mathType))) continue;
+        // the library may suggest its default, which is tf32: float32 keeps what describe() set
+        if (c->dtype == WEFT_BFLOAT16 && !good(dnn.cudnnSetConvolutionMathType(p->how, found[i].mathType))) continue;
         p->algorithm = (int)found[i].algo;
         p->workspace = found[i].memory;
         p->possible = true;

@@ -54,7 +54,7 @@ describe("convolution on a GPU", function()
     assert.equal(launches("0", patches), launches("1", patches))
   end)
 
-  simulated("gives by the library, and where it refuses, what the operator's reference gives", function()
+  simulated("gives by the library, and where it refuses, what the operator's reference gives #slow", function()
     for _, library in ipairs { "1", "refuse" } do
       for _, spec in ipairs { "tests/ops/walker_spec.lua", "tests/ops/bfloat16_spec.lua" } do
         local code, out, err = command.run(("env WEFT_SIM_DNN=%s WEFT_TEST_DEVICE=cuda-sim WEFT_TEST_FAMILY=conv WEFT_CUDA_BLOCKING=1 "

@@ -63,7 +63,7 @@ describe("without a GPU", function()
     return usable, doctor, code
   end
 
-  it_where("tells a missing driver, an old one, no GPU and an old GPU apart", function()
+  it_where("tells a missing driver, an old one, no GPU and an old GPU apart #slow", function()
     for machine, want in pairs {
       ["no driver"] = "no NVIDIA driver was found %(libcuda.so.1%)",
       ["old driver"] = "driver is too old: it speaks CUDA 12.4, and this library wants 13.0; install a newer driver",
