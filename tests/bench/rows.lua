@@ -168,6 +168,35 @@ function rows.linear()
   return timed(function() weft.linear(x, w) end)
 end
 
+-- A model directory as Hugging Face's, opened; and opened to compute one picture. What the run before left
+-- goes first, as Python lets it go by itself.
+local files = os.getenv "BENCH_FILES"
+local function alone(run)
+  return function()
+    collectgarbage()
+    collectgarbage()
+    return run()
+  end
+end
+local function opened(pixels)
+  return function()
+    local x = pixels and weft.randn { 1, 3, 224, 224 }
+    return alone(timed(function()
+      local model = weft.models.dinov2.from_pretrained(files .. "/model")
+      if x then weft.no_grad(model, x) end
+    end))
+  end
+end
+rows.open, rows.first = opened(false), opened(true)
+
+-- `weft features` from its words to its file.
+function rows.features()
+  local command = require "weft.cli.features"
+  return alone(timed(function()
+    assert(command.run { files .. "/model", files .. "/pictures", output = files .. "/weft.safetensors", pool = "cls" } == 0)
+  end))
+end
+
 local prepare = rows[arg[1]] or error("no such row: " .. tostring(arg[1]))
 local run = prepare()
 io.stdout:setvbuf "line"

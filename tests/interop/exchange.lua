@@ -145,7 +145,7 @@ end
 
 function M.write(size, bases, out)
   for _, v in ipairs(variants()) do
-    if files.exists(bases .. "/" .. base_of(v)) then
+    if v.weft and files.exists(bases .. "/" .. base_of(v)) then
       for _, dialect in ipairs { "both", "transformers4", "transformers5" } do
         if dialect == "both" or v.name == "plain" or v.name == "patterns" or v.name == "swiglu" then
           local ok, message = pcall(write_adapter, size, v, bases, out, dialect ~= "both" and dialect or nil)

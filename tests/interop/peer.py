@@ -156,7 +156,7 @@ def write_one(v, kind, size, bases, where):
         model.save_pretrained(where + "-begin")
         model.peft_config["default"].init_lora_weights = way
         options["path_initial_model_for_weight_conversion"] = where + "-begin"
-    noise(model, 0.01 if v.get("mutated") else 0.05)
+    noise(model, v.get("scale", 0.01 if v.get("mutated") else 0.05))
     given = inputs(kind, size)
     trained = output(model, given)
     model.save_pretrained(where, **options)

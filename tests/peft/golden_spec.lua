@@ -142,6 +142,11 @@ describe("saving", function()
       peft.save(peft.load(model(), from), dir, { base = "dinov2_mlp", dialect = "transformers4" })
       local theirs, ours = assert(json.read(from .. "/adapter_config.json")), assert(json.read(dir .. "/adapter_config.json"))
       for key, value in pairs(ours) do
+        if key == "target_modules" and type(value) == "table" then
+          -- a set in PEFT: in any order
+          table.sort(theirs[key])
+          table.sort(value)
+        end
         if key ~= "auto_mapping" then
           assert.equal(json.encode(theirs[key]), json.encode(value), name .. " " .. key)
         end

@@ -235,6 +235,20 @@ describe("matching", function()
     assert.matches("matches no Linear", message(on, { targets = "query" }))
     assert.matches("the pattern (", message(on, { targets = "(" }), 1, true)
   end)
+  it("reads patterns as Python does", function()
+    local full = require("weft.peft.regex").full
+    for _, case in ipairs {
+      { [==[layer\.\d{,2}\.q]==], "layer.1.q", true }, { [==[layer\.\d{,2}\.q]==], "layer.123.q", false },
+      { [==[layer\.\d{,2}\.q]==], "layer.{,2}.q", false }, { [==[a\Z]==], "a", true }, { [==[[]x]+]==], "]x", true },
+      { [==[[^]x]+]==], "]x", false }, { [==[[[:a]+]==], "[:a", true }, { [==[[[:alpha:]]+]==], "[]", true },
+      { [==[(?P<n>q|v)(?P=n)]==], "qq", true }, { [==[(?i)QUERY]==], "query", true }, { [==[.*\.(query|value)$]==], "x.query", true },
+      { [==[\{,2}]==], "{,2}", true }, { [==[[{,2}]+]==], "{,2}", true }, { [==[q|qv]==], "qv", true },
+      { [==[(?:a|b)++c]==], "abc", true }, { [==[[\]\[]+]==], "[]", true }, { [==[(?!.*mlp).*fc]==], "a.fc", true },
+      { [==[(?<=x\.)q]==], "q", false }, { [==[x\.(?<=x\.)q]==], "x.q", true },
+    } do
+      assert.equal(case[3], full(case[1], case[2]), case[1] .. " against " .. case[2])
+    end
+  end)
   it("takes all linear layers but the head", function()
     assert.equal(12, select(2, on({ targets = "all-linear" }):gsub("layer", "")))
     assert.is_nil(on({ targets = "all-linear" }):find "classifier")
@@ -247,6 +261,7 @@ describe("matching", function()
   it("takes some layers by number", function()
     assert.equal("layer.0.query layer.2.query", on { targets = { "query" }, layers = { 0, 2 } })
     assert.equal("layer.1.query", on { targets = { "query" }, layers = 1, layers_pattern = "layer" })
+    assert.equal("layer.1.query", on { targets = { "query" }, layers = 1, layers_pattern = { "h", "(block|la[xy]er)" } })
     assert.matches("matches no Linear", message(on, { targets = { "query" }, layers = { 7 } }))
   end)
   it("gives rank and alpha by the first pattern that fits", function()
@@ -514,6 +529,73 @@ describe("files", function()
     assert.matches("target_modules is missing", with("target_modules", nil))
     assert.matches("peft_type LORA is expected, got IA3", with("peft_type", "IA3"))
     assert.matches("adapter_config.json", message(peft.load, net(), dir .. "/nowhere"), 1, true)
+  end)
+
+  it("that began with a part of the base take it out again, and are refused where it can't be found", function()
+    for _, kind in ipairs { "pissa", "olora" } do
+      for _, dora in ipairs { false, true } do
+        local m = peft.lora(net(), { rank = 2, alpha = 5, targets = { "query" }, init = kind, dora = dora })
+        weft.no_grad(function()
+          for _, t in m:named_parameters() do
+            if t.requires_grad then t:add_(0.1) end
+          end
+        end)
+        -- as PEFT writes them when nothing else is asked for: what was trained, and how it began
+        local state = {}
+        for path, layer in m:named_modules() do
+          for _, e in ipairs(layer.is_lora and layer:tensors "default" or {}) do
+            state[("base_model.model.%s.%s"):format(path, e.tail)] = e.tensor
+          end
+        end
+        files.make_dirs(dir)
+        assert(safetensors.save(dir .. "/adapter_model.safetensors", state))
+        local settings = { peft_type = "LORA", r = 2, lora_alpha = 5, target_modules = json.array { "query" }, use_dora = dora,
+          init_lora_weights = kind }
+        assert(json.write(dir .. "/adapter_config.json", settings))
+        local x, fresh = weft.randn { 5, 6 }, net()
+        local before = fresh.layer[1].query.weight:clone()
+        local back, report = peft.load(fresh, dir)
+        near.near(weft.no_grad(back, x), weft.no_grad(m, x), 1e-5, kind)
+        assert.matches(kind .. ": what it began with was taken out of the base", report, 1, true)
+        peft.delete(back, "default")
+        near.near(fresh.layer[1].query.weight, before, 1e-5)
+        for _, other in ipairs { "pissa_niter_4", "corda", "loftq", "lora_ga" } do
+          settings.init_lora_weights = other
+          assert(json.write(dir .. "/adapter_config.json", settings))
+          assert.matches("init_lora_weights " .. other .. ": it began with a part of the base that cannot be found again",
+            message(peft.load, net(), dir), 1, true)
+        end
+      end
+    end
+  end)
+
+  it("tell of settings that change nothing, and leave unknown ones out when forced", function()
+    peft.save(stir(peft.lora(net(), { rank = 2, targets = { "query" } })), dir)
+    local path = dir .. "/adapter_config.json"
+    local c = assert(json.read(path))
+    for key, v in pairs { eva_config = { rho = 2 }, fan_in_fan_out = true, peft_version = "9", megatron_core = "x", qalora_group_size = 8 } do c[key] = v end
+    assert(json.write(path, c))
+    local _, report = peft.load(net(), dir)
+    assert.matches("\n  eva_config changes nothing here; fan_in_fan_out changes nothing here$", report)
+    c.use_magic = { 1 }
+    assert(json.write(path, c))
+    assert.matches("the key use_magic is not known to weft; force = true leaves it out", message(peft.load, net(), dir), 1, true)
+    _, report = peft.load(net(), dir, { force = true })
+    assert.matches("the unknown key use_magic was left out", report, 1, true)
+    for _, key in ipairs { "kasa_config", "monteclora_config", "trainable_token_indices", "use_qalora" } do
+      c[key] = { 1 }
+      assert(json.write(path, c))
+      assert.matches(key .. " is set", message(peft.load, net(), dir, { force = true }), 1, true)
+      c[key] = nil
+    end
+    -- a table that the output layer shares would need both to have the adapter
+    local tied = weft.models.llama { vocab = 11, width = 8, layers = 1, heads = 2, ff = 8 }
+    peft.save(stir(peft.lora(tied, { rank = 2, targets = { "q_proj" } })), dir)
+    c = assert(json.read(path))
+    c.ensure_weight_tying = true
+    assert(json.write(path, c))
+    peft.delete(tied, "default")
+    assert.matches("ensure_weight_tying is set", message(peft.load, tied, dir))
   end)
 
   it("are refused where the two sets of names disagree", function()

@@ -112,19 +112,22 @@ function M.scaling(alpha, rank, rslora) return rslora and alpha / math.sqrt(rank
 -- What PEFT leaves out counts as these.
 local file_defaults = {
   r = 8, lora_alpha = 8, lora_dropout = 0, bias = "none", use_rslora = false, use_dora = false, lora_bias = false,
-  fan_in_fan_out = false, init_lora_weights = true, rank_pattern = {}, alpha_pattern = {},
+  rank_pattern = {}, alpha_pattern = {},
 }
 
--- Keys that say how an adapter was made, or nothing that changes what it computes. fan_in_fan_out is about
--- Conv1D of others: PEFT switches it off for a Linear, and weft knows no Conv1D.
-local ignored = {}
-for word in ([[task_type revision inference_mode auto_mapping base_model_name_or_path peft_version megatron_config
-  megatron_core fan_in_fan_out loftq_config eva_config corda_config lora_ga_config velora_config kasa_config monteclora_config
-  qalora_group_size runtime_config ensure_weight_tying init_lora_weights peft_type]]):gmatch "%S+" do ignored[word] = true end
+-- Keys that say how an adapter was made, or nothing that changes what it computes.
+local silent, noted = {}, {}
+for word in ([[task_type revision inference_mode auto_mapping base_model_name_or_path peft_version megatron_core peft_type
+  qalora_group_size runtime_config init_lora_weights ensure_weight_tying]]):gmatch "%S+" do silent[word] = true end
+-- The same of keys that someone may think of. fan_in_fan_out is about Conv1D of others: PEFT switches it off
+-- for a Linear, and weft knows no Conv1D. VeLoRA is another way to the gradient.
+for word in ([[fan_in_fan_out megatron_config loftq_config eva_config corda_config lora_ga_config velora_config]]):gmatch "%S+" do
+  noted[word] = true
+end
 
 -- Keys that change what an adapter computes, and that weft computes only at their default.
-local refused = { "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora",
-  "use_bdlora", "alora_invocation_tokens", "arrow_config" }
+local refused = { "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora", "use_bdlora",
+  "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config" }
 
 local function given(v) return v ~= nil and v ~= json.null and v ~= false and not (type(v) == "table" and next(v) == nil) end
 local function plain(v)
@@ -135,11 +138,26 @@ local function plain(v)
   return out
 end
 
----Settings from what adapter_config.json holds.
+-- How an adapter began, by PEFT's words and ours.
+local begun = { [true] = "default", [false] = "random", mica = "default" }
+for _, word in ipairs { "gaussian", "orthogonal", "eva", "pissa", "olora" } do begun[word] = word end
+
+---Refuses an adapter that sits beside a base from which a part was taken that cannot be found again. (That
+---of pissa and olora can: PEFT takes it out where it loads such an adapter, and so do we.)
+function M.check_begun(c, where)
+  for _, word in pairs(begun) do
+    if c.init == word then return end
+  end
+  A.raise("%s: init_lora_weights %s: it began with a part of the base that cannot be found again, and sits beside what was left; "
+    .. "write it in PEFT by save_pretrained(..., path_initial_model_for_weight_conversion=...)", where, tostring(c.init))
+end
+
+---Settings from what adapter_config.json holds. `notes` tells of keys that were given and change nothing.
 ---@param file table
 ---@param where string
 ---@param adapter string
-function M.from_file(file, where, adapter)
+---@param force? boolean  unknown keys become notes
+function M.from_file(file, where, adapter, force)
   if type(file) ~= "table" or file.peft_type ~= "LORA" then
     A.raise("%s: peft_type LORA is expected, got %s", where, tostring(type(file) == "table" and file.peft_type or file))
   end
@@ -149,9 +167,15 @@ function M.from_file(file, where, adapter)
   local known = { target_modules = true, exclude_modules = true, layers_to_transform = true, layers_pattern = true, modules_to_save = true }
   for key in pairs(file_defaults) do known[key] = true end
   for _, key in ipairs(refused) do known[key] = true end
+  local notes = {}
   for key, v in pairs(file) do
-    if not known[key] and not ignored[key] and given(v) then A.raise("%s: the key %s is not known to weft", where, key) end
+    if noted[key] and given(v) then notes[#notes + 1] = key .. " changes nothing here"
+    elseif not known[key] and not silent[key] and not noted[key] and given(v) then
+      if not force then A.raise("%s: the key %s is not known to weft; force = true leaves it out", where, key) end
+      notes[#notes + 1] = "the unknown key " .. key .. " was left out"
+    end
   end
+  table.sort(notes)
   local function value(key)
     local v = plain(file[key])
     if v == nil then v = file_defaults[key] end
@@ -165,7 +189,11 @@ function M.from_file(file, where, adapter)
     dora = value "use_dora", lora_bias = value "lora_bias", bias = value "bias", modules_to_save = value "modules_to_save",
     adapter = adapter,
   }
-  c.base = plain(file.base_model_name_or_path)
+  local how = file.init_lora_weights
+  if how == nil or how == json.null then how = true end
+  c.init = begun[how] or tostring(how)
+  c.tying = given(file.ensure_weight_tying)
+  c.base, c.notes = plain(file.base_model_name_or_path), notes
   return c
 end
 

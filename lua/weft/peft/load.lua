@@ -8,6 +8,7 @@ local match = require "weft.peft.match"
 local lora = require "weft.peft.lora"
 local halves = require "weft.peft.halves"
 local layers = require "weft.peft.layers"
+local decompose = require "weft.peft.decompose"
 local C = require("weft.core").lib
 local json = require "weft.io.json"
 local safetensors = require "weft.io.safetensors"
@@ -155,7 +156,7 @@ end
 ---@param model table
 ---@param dir string
 ---@param options? table  adapter (name it gets: "default"), trainable (false), replace (false), force
---- (false: another base is refused, and another rule for pictures or positions), preprocessing (the rule of weft.io.preprocess
+--- (false: another base is refused, another rule for pictures or positions, and settings that are not known), preprocessing (the rule of weft.io.preprocess
 --- by which pictures will be prepared)
 ---@return table model, string report
 function M.load(model, dir, options)
@@ -171,7 +172,11 @@ function M.load(model, dir, options)
   if file == nil then A.raise("peft.load: %s", message) end
   local state, metadata = safetensors.load(dir .. "/" .. files.weights)
   if not state then A.raise("peft.load: %s", metadata) end
-  local c = config.from_file(file, dir .. "/" .. files.config, o.adapter)
+  local c = config.from_file(file, dir .. "/" .. files.config, o.adapter, o.force)
+  config.check_begun(c, dir .. "/" .. files.config)
+  if c.tying and model.untie and model:tied_to() then
+    A.raise("peft.load: %s: ensure_weight_tying is set, and weft does not give a tied output layer the table's adapter", dir)
+  end
   local problems = {}
   local given, generations, sizes = ours_of(state, dir .. "/" .. files.weights, problems, c)
   if #problems > 0 then raise(dir, problems) end
@@ -262,6 +267,11 @@ function M.load(model, dir, options)
     found = find()
   end
   lora.inject(model, c, found, names_of)
+  if c.init == "pissa" or c.init == "olora" then
+    -- its values are beside a base that lacks what it began with
+    for _, f in ipairs(found) do decompose.start(f.module, o.adapter, c.init) end
+    c.notes[#c.notes + 1] = c.init .. ": what it began with was taken out of the base"
+  end
   no_grad(function()
     for _, f in ipairs(found) do
       for _, e in ipairs(f.module:tensors(o.adapter)) do
@@ -286,7 +296,8 @@ function M.load(model, dir, options)
   adapters.record(model).base = c.base
   if active and #active > 0 then adapters.activate(model, active) end
   if not o.trainable then adapters.freeze(model, o.adapter) end
-  return model, (M.report(model, o.adapter, #found))
+  local report = M.report(model, o.adapter, #found)
+  return model, #c.notes > 0 and report .. "\n  " .. table.concat(c.notes, "; ") or report
 end
 
 return M

@@ -41,20 +41,26 @@ local function excluded(c, path)
   end
 end
 
--- layers: the number in the first ".<name>.<number>." of the path.
+-- The number in the first ".<name>.<number>." of the path; patterns are regular expressions for the name.
+local function layer_of(path, patterns)
+  local dotted = "." .. path
+  if not patterns then return tonumber((dotted:match "%.[^.]+%.(%d+)%.")) end
+  for _, pattern in ipairs(patterns) do
+    local from = 1
+    while true do
+      local at, last, number = dotted:find("%.(%d+)%.", from)
+      if not at then break end
+      if regex.full("(?:.*\\.)?(?:" .. pattern .. ")", dotted:sub(2, at - 1)) then return tonumber(number) end
+      from = last
+    end
+  end
+end
+
 local function in_layers(c, path)
   if not c.layers then return true end
-  local n
-  local dotted = "." .. path
-  if c.layers_pattern then
-    for _, name in ipairs(c.layers_pattern) do
-      n = n or dotted:match("%." .. name:gsub("%p", "%%%0") .. "%.(%d+)%.")
-    end
-  else
-    n = dotted:match "%.[^.]+%.(%d+)%."
-  end
+  local n = layer_of(path, c.layers_pattern)
   for _, layer in ipairs(c.layers) do
-    if tonumber(n) == layer then return true end
+    if n == layer then return true end
   end
   return false
 end

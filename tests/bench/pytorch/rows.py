@@ -11,6 +11,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 import torch
 import torch.nn.functional as F
 
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ENCODER = {"width": 768, "layers": 12, "heads": 12, "image": 518, "patch": 14}
@@ -166,9 +167,51 @@ def linear():
     return timed(lambda: F.linear(x, w))
 
 
+def opened(pixels):
+    def prepare():
+        from transformers import AutoModel
+        x = torch.randn(1, 3, 224, 224)
+
+        @torch.no_grad()
+        def run():
+            model = AutoModel.from_pretrained(os.environ["BENCH_FILES"] + "/model").eval()
+            if pixels:
+                model(pixel_values=x)
+        return timed(run)
+    return prepare
+
+
+def features():
+    """What `weft features` does: a folder of pictures to a file of CLS vectors, the next batch decoded ahead."""
+    from concurrent.futures import ThreadPoolExecutor
+    from PIL import Image
+    from safetensors.torch import save_file
+    from transformers import AutoImageProcessor, AutoModel
+    files = os.environ["BENCH_FILES"]
+    reader = ThreadPoolExecutor(1)
+
+    @torch.no_grad()
+    def run():
+        processor = AutoImageProcessor.from_pretrained(files + "/model")
+        model = AutoModel.from_pretrained(files + "/model").eval()
+
+        def decode(names):
+            return processor(images=[Image.open(files + "/pictures/" + n).convert("RGB") for n in names], return_tensors="pt")
+        names = sorted(os.listdir(files + "/pictures"))
+        batches = [names[i:i + 8] for i in range(0, len(names), 8)]
+        out, ahead = [], reader.submit(decode, batches[0])
+        for k in range(len(batches)):
+            inputs = ahead.result()
+            if k + 1 < len(batches):
+                ahead = reader.submit(decode, batches[k + 1])
+            out.append(model(**inputs).pooler_output)
+        save_file({"pooler_output": torch.cat(out)}, files + "/pytorch.safetensors", {"names": str(names)})
+    return timed(run)
+
+
 ROWS = {"forward1": forward(1), "forward8": forward(8), "phase1": phase(False), "phase2": phase(True), "lm": lm,
         "greedy": greedy, "stage1": whole, "operator": operator(False), "operator_tape": operator(True), "chain": chain,
-        "sgemm": sgemm, "linear": linear}
+        "sgemm": sgemm, "linear": linear, "open": opened(False), "first": opened(True), "features": features}
 
 if __name__ == "__main__":
     run = ROWS[sys.argv[1]]()
