@@ -151,10 +151,16 @@ describe("saving", function()
           assert.equal(json.encode(theirs[key]), json.encode(value), name .. " " .. key)
         end
       end
+      for key in pairs(theirs) do assert.is_not_nil(ours[key], key) end
       local a = assert(safetensors.load(from .. "/adapter_model.safetensors"))
       local b = assert(safetensors.load(dir .. "/adapter_model.safetensors"))
       for key, t in pairs(a) do assert.is_true(near.same(t, b[key]), key) end
       for key in pairs(b) do assert.is_not_nil(a[key], key) end
+    end
+    peft.save(peft.load(model(), "tests/golden/lora_transformers5/plain"), dir, { dialect = "transformers5" })
+    local ours = assert(json.read(dir .. "/adapter_config.json"))
+    for key in pairs(assert(json.read "tests/golden/lora_transformers5/plain/adapter_config.json")) do
+      assert.is_not_nil(ours[key], key)
     end
     require("weft.files").remove_dir(dir)
   end)

@@ -209,13 +209,22 @@ local function pattern_json(list)
   return json.object(out)
 end
 
----What adapter_config.json holds for these settings.
+-- What PEFT writes beside, at its default: of both generations, and of the newer one alone. The older one
+-- warns of keys that it does not know.
+local rest = { layer_replication = json.null, target_parameters = json.null, trainable_token_indices = json.null,
+  use_qalora = false, qalora_group_size = 16, megatron_config = json.null, megatron_core = "megatron.core",
+  loftq_config = json.object {}, eva_config = json.null, corda_config = json.null }
+local newer = { peft_version = "0.21.2", ensure_weight_tying = false }
+for word in ([[alora_invocation_tokens arrow_config kasa_config lora_ga_config monteclora_config use_bdlora
+  velora_config]]):gmatch "%S+" do newer[word] = json.null end
+
+---What adapter_config.json holds for these settings: every key of PEFT's.
 ---@param c table
----@param options table  base, revision
+---@param options table  base, revision, dialect
 function M.to_file(c, options)
   local layers_pattern = c.layers_pattern
   if layers_pattern and #layers_pattern == 1 then layers_pattern = layers_pattern[1] end
-  return {
+  local file = {
     peft_type = "LORA", task_type = json.null, base_model_name_or_path = options.base or json.null,
     revision = options.revision or json.null, inference_mode = true, auto_mapping = json.null,
     r = c.rank, lora_alpha = c.alpha, lora_dropout = json.float(c.dropout),
@@ -226,6 +235,10 @@ function M.to_file(c, options)
     layers_pattern = as_json(layers_pattern), rank_pattern = pattern_json(c.rank_pattern),
     alpha_pattern = pattern_json(c.alpha_pattern),
   }
+  for _, keys in ipairs { rest, options.dialect == "transformers5" and newer or nil } do
+    for key, v in pairs(keys) do file[key] = v end
+  end
+  return file
 end
 
 return M

@@ -69,7 +69,7 @@ function M.convert(dir, out, options)
     save.put(written, o.dialect, g.path, g.tail, g.tensor)
     if not is_lora[g.tail] then saved[#saved + 1] = g.path end
   end
-  local made = config.to_file(save.translated(o.dialect, c, paths, sizes, saved), { base = c.base })
+  local made = config.to_file(save.translated(o.dialect, c, paths, sizes, saved), { base = c.base, dialect = o.dialect })
   -- what is not translated stays as it was
   local kept = {}
   for key, v in pairs(file) do kept[key] = v end
@@ -77,7 +77,7 @@ function M.convert(dir, out, options)
   for key, v in pairs(made) do
     if kept[key] == nil then kept[key] = v end
   end
-  kept.peft_version = o.dialect == "transformers5" and (file.peft_version or "0.21.2") or nil
+  if o.dialect ~= "transformers5" then kept.peft_version = nil end
   -- the older stack refuses keys that it does not know
   if o.dialect ~= "transformers5" then
     for key in pairs(file) do

@@ -261,8 +261,7 @@ function M.save(model, dir, options)
     if m.type == "SavedModule" and m.modules_to_save[o.adapter] then saved[#saved + 1] = path end
   end
   local written = M.translated(o.dialect, c, paths, sizes, saved)
-  local file = config.to_file(written, { base = o.base or record.base, revision = o.revision })
-  if o.dialect == "transformers5" then file.peft_version = "0.21.2" end
+  local file = config.to_file(written, { base = o.base or record.base, revision = o.revision, dialect = o.dialect })
 
   local metadata = { format = "pt" }
   metadata[files.base_key] = files.base_sum(modules)
