@@ -63,6 +63,9 @@ describe("a run that was stopped", function()
         local result, run = resumed(dir)
         assert.same(whole(more), result.hashes)
         assert.equal(16, result.step)
+        local labels = {}
+        for i, e in ipairs(result.evaluations) do labels[i] = ("%s %d"):format(e.label, e.step) end
+        assert.same({ "before 0", "Phase 1 8", "Phase 2 16" }, labels)
         local log = tiny.read(dir .. "/log.txt")
         local before, after = log:match "\nresume check: ([%d.]+) = ([%d.]+)\n"
         assert.equal(before, after)
