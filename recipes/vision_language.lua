@@ -41,9 +41,9 @@ function Stage1:init(c, data)
   self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, image = c.compress.width, text = c.language.width }
   self.patch_dropout = nn.Dropout(c.itc.patch_dropout)
   self.itm = losses.ITM { width = c.language.width + c.compress.width, source = c.itm.source }
-  local rows = math.min(c.itc.queue, math.floor(data.train:size() / 2))
+  local rows = math.min(c.itc.queue, math.floor(data.train:count_pictures() / 2))
   self.queue = losses.Queue(rows, { image = { c.itc.dim }, text = { c.itc.dim }, ids = { dtype = "int64" }, captions = { dtype = "int64" },
-    tokens = { data.length, dtype = "int64" }, mask = { data.length, dtype = "bool" },
+    step = { dtype = "int64" }, tokens = { data.length, dtype = "int64" }, mask = { data.length, dtype = "bool" },
     patches = { patches, c.compress.width, dtype = "bfloat16" } })
   if c.itc.momentum > 0 then
     self.momentum = losses.Momentum(self, { momentum = c.itc.momentum, only = function(name)
@@ -121,8 +121,10 @@ function Stage1:losses(batch)
   end)
   local pair = self.itc(image, text, batch, self.queue, keys)                 -- dual pass
   local match = self.itm(function(v, ids, mask) return self.fusion:fuse(v, ids, { mask = mask }).feature end, V, pair, batch, self.queue)
+  -- steps since the queue's rows were made, on average
+  if self.queue:filled() > 0 then self.age = (batch.step or 0) - self.queue:get("step"):to("float64"):mean():item() end
   self.queue:push { image = pair.keys.image, text = pair.keys.text, ids = pair.keys.ids, captions = pair.keys.captions,
-    tokens = batch.ids, mask = batch.mask, patches = V:detach() }
+    step = weft.full { pair.batch, value = batch.step or 0, dtype = "int64" }, tokens = batch.ids, mask = batch.mask, patches = V:detach() }
   local z, kl
   if self.memory then z, kl = self.memory(V) end
   local caption = self.fusion:caption(V, z, batch.ids, { mask = batch.mask }) * batch.token_share   -- caption pass
@@ -173,7 +175,7 @@ function Stage1:metrics()
   local c = self.itc.counts or {}
   return { itm_acc = self.itm.accuracy, itm_majority = self.itm.majority, itc_negatives = c.negatives, itc_same_picture = c.same_picture,
     itc_same_caption = c.same_caption, itc_skipped = self.itc.skipped,
-    itm_skipped = self.itm.skipped_rows, itm_likeness = self.itm.likeness, tau = self.itc.tau:item(), queue = self.queue:filled() }
+    itm_skipped = self.itm.skipped_rows, itm_likeness = self.itm.likeness, tau = self.itc.tau:item(), queue = self.queue:filled(), queue_age = self.age }
 end
 
 -- What the last step compared with, in words.

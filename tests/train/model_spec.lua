@@ -245,6 +245,37 @@ describe("the recipe's model", function()
   end)
 end)
 
+describe("the queue in the recipe", function()
+  it("knows of each row when it was made, and says how old they are", function()
+    local run = steps(new_run(), 3)
+    local made = run.model.queue:get("step"):totable()
+    table.sort(made)
+    assert.same({ 1, 1, 1, 1, 2, 2, 2, 2 }, made)
+    local rows = tiny.metrics(run.dir)
+    assert.is_nil(rows[1].queue_age)
+    assert.equal(1, rows[2].queue_age)
+    assert.equal(1.5, rows[3].queue_age)
+  end)
+
+  it("holds at most half of the data's pictures, each counted once, also where only its record is at hand", function()
+    local dir, remove = command.folder()
+    table.insert(removers, remove)
+    local lines = {}
+    for i = 1, 24 do
+      lines[#lines + 1] = ("%s/%02d.png,thing %d of %d"):format(root, (i - 1) % 12 + 1, i, i)
+    end
+    tiny.write(dir .. "/captions.csv", table.concat(lines, "\n") .. "\n")
+    local run, gone = tiny.run(dir, { "itc.queue=1000", "data.held_out=0", "checkpoint_every=1" })
+    table.insert(removers, gone)
+    assert.equal(24, run.data.train:size())
+    assert.equal(12, run.data.train:count_pictures())
+    assert.equal(6, run.model.queue.size)
+    run.evaluate = function(self) self.history = self.history or {} end
+    steps(run, 1)
+    assert.equal(6, assert(weft.train.open(run.dir, { quiet = true, for_use = true })).model.queue.size)
+  end)
+end)
+
 describe("momentum in the recipe", function()
   local function copy_of(run)
     local out = {}

@@ -28,6 +28,16 @@ end
 function Dataset.resize_of(o) return o.fit == "stretch" and { o.size, o.size } or o.resize end
 
 function Dataset:size() return #self.rows end
+
+---Distinct pictures: rows that share one are one.
+function Dataset:count_pictures()
+  local seen, n = {}, 0
+  for _, row in ipairs(self.rows) do
+    if not seen[row.image_id] then seen[row.image_id], n = true, n + 1 end
+  end
+  return n
+end
+
 function Dataset:count_batches(batch) return math.floor(self:size() / batch) end
 
 local function loader(self)

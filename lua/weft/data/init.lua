@@ -135,8 +135,8 @@ function M.captioned(c, o)
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
     if ok then
-      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, held_out = #test, length = c.length,
-        size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size,
+      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, distinct = self.train:count_pictures(), held_out = #test,
+        length = c.length, size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size,
         preprocessing = require("weft.io.preprocess").of_run(options):hash() })
     end
     if not ok then error(message, 0) end
@@ -152,13 +152,16 @@ function M.recorded(dir)
   local d, message = json.read(dir .. "/data.json")
   if not d then error(("%s: %s"):format(dir, message), 0) end
   local t, special = tokenizer_of({ tokenizer = dir .. "/tokenizer.json" })
-  local options = { size = d.size, resize = d.resize, fit = d.fit, length = d.length, pad = special.pad, threads = 1, cache = 0, flip = false, random_crop = 1, mean = d.mean, std = d.std }
-  local function set(n)
+  local options = { size = d.size, resize = d.resize, fit = d.fit, length = d.length, pad = special.pad, threads = 1, cache = 0,
+    flip = false, random_crop = 1, mean = d.mean, std = d.std }
+  local function set(n, distinct)
     local part = Dataset.new({}, options)
     function part:size() return n end
+    function part:count_pictures() return distinct end
     return part
   end
-  return { train = set(d.pictures), test = set(d.held_out), tokenizer = t, special = special, vocab = t.size, length = d.length, size = d.size }
+  return { train = set(d.pictures, d.distinct or d.pictures), test = set(d.held_out, d.held_out),
+    tokenizer = t, special = special, vocab = t.size, length = d.length, size = d.size }
 end
 
 ---Every captioned picture of a place, prepared and tokenized as a run's were: a set to score.

@@ -7,8 +7,8 @@ local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
 
 local Queue = module.class("Queue", module.base)
--- what is compared stays in float32, and the ring's place is read at every step
-Queue.wide, Queue.host_buffers = true, { position = true }
+-- what is compared stays in float32; the ring's place and the rows' ages are read at every step
+Queue.wide, Queue.host_buffers = true, { position = true, step = true }
 
 ---@param size integer  rows
 ---@param fields table  name -> shape of one row, with dtype where it is not float32:

@@ -56,7 +56,7 @@ local function accumulate(self, batch, fn)
 end
 
 ---One micro-step: fn returns the losses by name. Every `accumulate` of them the optimizer steps.
----@param batch table  of data.train:reader
+---@param batch table  of data.train:reader; it learns its step, from 0
 ---@param fn function  (batch) -> losses
 function M:micro_step(batch, fn)
   if batch.micro == 1 then
@@ -65,6 +65,7 @@ function M:micro_step(batch, fn)
     self:watch_phase()
   end
   random.set_step(self.step, batch.micro)
+  batch.step = self.step
   if #batch.indices > 0 then
     scope(accumulate, self, batch, fn)
     self.last_indices = batch.indices
