@@ -81,6 +81,17 @@ describe("ITC", function()
     assert.equal(-math.huge, pair.sim_i2t[2][5]:item())
   end)
 
+  it("compares pictures with the queue's texts, and texts with its pictures", function()
+    local itc, queue = head { tau = 0.2 }, queue_of(3)
+    local rows = { image = weft.randn { 3, 4 }, text = weft.randn { 3, 4 } }
+    queue:push { image = rows.image, text = rows.text, ids = weft.tensor({ 7, 8, 9 }, { dtype = "int64" }),
+      captions = weft.tensor({ 7, 8, 9 }, { dtype = "int64" }) }
+    queue:commit()
+    local pair = itc(weft.randn { 2, 6 }, weft.randn { 2, 5 }, { image_ids = { 1, 2 }, caption_ids = { 1, 2 } }, queue)
+    compare.close(pair.sim_i2t:narrow(2, 3, 3), pair.keys.image:matmul(rows.text:t()) / 0.2, 1e-5)
+    compare.close(pair.sim_t2i:narrow(2, 3, 3), pair.keys.text:matmul(rows.image:t()) / 0.2, 1e-5)
+  end)
+
   it("changes nothing for what is left out", function()
     local itc = head()
     local image, text = weft.randn { 2, 6 }, weft.randn { 2, 5 }
