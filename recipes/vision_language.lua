@@ -155,12 +155,13 @@ function Stage1:caption_loss(batch)
   return (self.fusion:caption(V, self.memory and self.memory(V) or nil, batch.ids, { mask = batch.mask }))
 end
 
----Captions of a batch's pictures as texts.
+---Captions of a batch's pictures as texts: greedy; of the best of `beams`; drawn from `top_p` with `seed`.
 function Stage1:caption(batch, data, options)
   local V = self.compress(self.vision(batch.pixels).patches)
   local z = self.memory and self.memory(V) or nil
+  local o = options or {}
   local out = self.fusion:generate(V, z, { bos = data.special.bos, eos = data.special.eos, pad = data.special.pad,
-    max_new_tokens = data.length - 1, beams = options and options.beams or 1 })
+    max_new_tokens = data.length - 1, beams = o.beams or 1, sample = o.top_p ~= nil, top_p = o.top_p or 1, seed = o.seed or 0 })
   local texts = {}
   for i, ids in ipairs(out.ids:totable()) do texts[i] = data.tokenizer:decode(ids, { skip_special = true }) end
   return texts

@@ -161,6 +161,25 @@ describe("weft caption", function()
     assert.truthy(out:find("^" .. picture:gsub("%p", "%%%0") .. "\t.*\n$"))
   end)
 
+  it("draws words when asked, the same with the same seed, and refuses what can't be", function()
+    local picture = root .. "/" .. samples[1].picture
+    local function said(options)
+      local code, out, err = command.weft(("caption %s %s %s"):format(dir, picture, options))
+      assert.equal(0, code, err)
+      return out
+    end
+    local one = said "--top-p 1 --seed 3"
+    assert.equal(one, said "--top-p 1 --seed 3")
+    assert.are_not.equal(one, said "--top-p 1 --seed 4")
+    assert.equal(said "", said "--top-p 0.001")
+    for options, message in pairs { ["--top-p 2"] = "--top-p wants a number from 0.001 to 1, got 2",
+      ["--beams 0"] = "--beams wants a whole number from 1, got 0", ["--beams 2 --top-p 0.5"] = "--beams and --top-p exclude each other" } do
+      local code, _, err = command.weft(("caption %s %s %s"):format(dir, picture, options))
+      assert.equal(2, code)
+      assert.truthy(err:find(message, 1, true), err)
+    end
+  end)
+
   it("names pictures that it can't read, goes on, and exits with 1", function()
     tiny.write(work .. "/bad.png", "no picture")
     local good = root .. "/" .. samples[1].picture
