@@ -56,12 +56,12 @@ function Stage1:init(c, data)
     end })
   end
   self.features = weft.train.features(c.features)
-  self.features.dir, self.varies = data.dir and data.dir .. "/features", data.varies
+  self.features.dir, self.vary = data.dir and data.dir .. "/features", data.train.options
 end
 
 -- Patches of the encoder. While all of it is frozen each picture passes through it once.
 function Stage1:patches(batch)
-  if not self:features_usable() then return (self.vision(batch.pixels).patches) end
+  if batch.varied or not self:features_usable() then return (self.vision(batch.pixels).patches) end
   local at = {}  -- where a row's pixels are
   for row = 1, #batch.image_ids do at[row] = row - 1 end
   for k, row in ipairs(batch.pixel_rows or {}) do at[row] = k - 1 end
@@ -73,9 +73,9 @@ function Stage1:patches(batch)
   end))
 end
 
--- Its output is a function of the picture: nothing in it trains, no picture is mirrored or cut.
+-- Its output is a function of what it sees: nothing in it trains.
 function Stage1:features_usable()
-  return self.training and self.features.enabled and not self.varies and self.vision:count(true) == 0
+  return self.training and self.features.enabled and self.vision:count(true) == 0
 end
 function Stage1:features_cached(id) return self:features_usable() and self.features:has(id) end
 function Stage1:phase_changed()
@@ -88,7 +88,8 @@ function Stage1:notes()
     notes[1] = "encoder: random weights, frozen: no pretrained one is named (encoder.pretrained); only its adapter will train"
   end
   if self.begun_from then notes[#notes + 1] = "lora.init_from: " .. self.begun_from .. "; its own rank, scale and targets hold" end
-  if f.enabled and self.varies then notes[#notes + 1] = "features: not kept, since data.flip or data.random_crop makes a picture differ from itself"
+  local vary = weft.data.varies(self.vary)
+  if f.enabled and vary and self.vary.vary_after == 0 then notes[#notes + 1] = "features: not kept, since data.flip or data.random_crop makes a picture differ from itself"
   elseif not f.enabled then
     notes[#notes + 1] = "features: not kept (features.enabled=false): the frozen encoder runs at every step"
   else

@@ -57,7 +57,7 @@ local moves = {
   lr_floor = { 0.9 }, device = "cuda-sim", dtype = "float64",
   average = 0.9, ["data.held_out"] = 0.4, ["data.length"] = 8, ["data.vocab"] = 280, ["data.size"] = 14,
   ["data.resize"] = 40, ["data.fit"] = "stretch", ["data.flip"] = "true", ["data.random_crop"] = 0.5,
-  ["data.limit"] = 20, ["data.text"] = function() return text end,
+  ["data.vary_after"] = { 1, with = function() return { "data.flip=true" } end }, ["data.limit"] = 20, ["data.text"] = function() return text end,
   ["features.enabled"] = { "false", moves = "features" }, ["features.memory"] = { 0.002, moves = "features" },
   ["features.disk"] = { 1, moves = "features" }, ["data.threads"] = { 2, moves = "threads" }, ["data.cache"] = { 0, moves = "cached" },
   checkpoint_every = { 1, moves = "checkpoints" }, keep_checkpoints = { 1, moves = "checkpoints", with = function() return { "checkpoint_every=1" } end },

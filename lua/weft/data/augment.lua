@@ -8,9 +8,18 @@ local M = {}
 -- Most that a random cut's shape leaves that of the picture, as a ratio of sides.
 local RATIO = 4 / 3
 
----Does a picture change from epoch to epoch?
----@param o table  flip, random_crop
-function M.varies(o) return o.flip or o.random_crop < 1 end
+---Do pictures change from epoch to epoch, in this epoch?
+---@param o table  flip, random_crop, vary_after: epochs in which pictures are whole all the same
+---@param epoch? integer  from 1; none: in any epoch
+function M.varies(o, epoch) return (o.flip or o.random_crop < 1) and (epoch or math.huge) > o.vary_after end
+
+---That in words, for the start table; nil where pictures stay as they are.
+function M.note(o)
+  if not M.varies(o) then return nil end
+  return ("pictures are %s%s%s anew in every epoch%s"):format(o.flip and "mirrored" or "", o.flip and o.random_crop < 1 and " and " or "",
+    o.random_crop < 1 and ("cut to %.0f .. 100 %% of their area"):format(100 * o.random_crop) or "",
+    o.vary_after > 0 and (o.vary_after > 1 and " but the first " .. o.vary_after or " but the first") or "")
+end
 
 local function draws(name, seed, epoch, at, n, k)
   local t = ops.rand({ n, k }, "float32", "cpu", { key = random.hash(name, seed), counter = 0ULL + epoch * 2 ^ 20 + at })

@@ -12,7 +12,7 @@ Dataset.__index = Dataset
 
 ---@param rows table[]  { path, name, caption, image_id, caption_id, ids }
 ---@param options table  size (pixels), resize (short edge), length (caption tokens), pad, vocab, threads,
----  cache (MiB), flip, random_crop, text (lists of token ids)
+---  cache (MiB), flip, random_crop, vary_after, text (lists of token ids)
 function Dataset.new(rows, options)
   for i, row in ipairs(rows) do
     for _, id in ipairs(row.ids or {}) do
@@ -255,7 +255,7 @@ function Dataset:reader(o)
   end
   local at, ahead, queue = o.position, o.position, {}
   self.ahead = queue
-  local varies = augment.varies(self.options)
+  local varies = augment.varies(self.options, o.epoch)
   local function fill()
     while ahead < last and ahead - at < 2 do
       ahead = ahead + 1
@@ -298,6 +298,7 @@ function Dataset:reader(o)
     end
     queue[at] = nil
     fill()
+    batch.varied = varies  -- its pictures are not those of another epoch
     batch.waited, batch.micro = waited, (at - 1) % o.accumulate + 1
     batch.token_share = share(batch.tokens, captions, o.accumulate)
     if #batch.indices > 0 then

@@ -6,7 +6,7 @@ local split = require "weft.data.split"
 local Dataset = require "weft.data.captioned"
 local augment = require "weft.data.augment"
 
-local M = { find = find.find, split = split.by_caption }
+local M = { find = find.find, split = split.by_caption, varies = augment.varies }
 
 local SPECIAL = { "<pad>", "<s>", "</s>", "<image>" }
 
@@ -62,7 +62,7 @@ end
 local function options_of(c, t, special)
   local image = require "weft.io.image"
   return { size = c.size, resize = c.resize, fit = c.fit, length = c.length, pad = special.pad, vocab = t.size, threads = c.threads, cache = c.cache,
-    flip = c.flip, random_crop = c.random_crop, mean = image.mean, std = image.std }
+    flip = c.flip, random_crop = c.random_crop, vary_after = c.vary_after, mean = image.mean, std = image.std }
 end
 
 -- Gives each pair its picture's id, by content, and its caption's; returns how many there are of each.
@@ -91,7 +91,7 @@ end
 ---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
 function M.captioned(c, o)
   c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
-    fit = "crop", threads = 2, cache = 256, flip = false, random_crop = 1, limit = 0, text = "" }, "data")
+    fit = "crop", threads = 2, cache = 256, flip = false, random_crop = 1, vary_after = 0, limit = 0, text = "" }, "data")
   if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
   if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
   if c.fit ~= "crop" and c.fit ~= "stretch" then A.choice(c.fit, { crop = 1, stretch = 1 }, "data", "fit") end
@@ -121,7 +121,7 @@ function M.captioned(c, o)
     for i, line in ipairs(lines) do train_options.text[i] = (encode(t, special, line, c.length)) end
   end
   local data = { train = Dataset.new(train, train_options), test = Dataset.new(test, options), tokenizer = t, special = special,
-    vocab = t.size, length = c.length, size = c.size, varies = augment.varies(c) }
+    vocab = t.size, length = c.length, size = c.size }
   data.notes = {
     ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; left out: %d without a caption, %d not there")
       :format(#pairs_, n_images, #train, #test, counts.without, counts.missing),
@@ -131,6 +131,7 @@ function M.captioned(c, o)
       or ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
         :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
   }
+  data.notes[#data.notes + 1] = augment.note(c)
   data.notes[#data.notes + 1] = text_notes
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
@@ -153,7 +154,7 @@ function M.recorded(dir)
   if not d then error(("%s: %s"):format(dir, message), 0) end
   local t, special = tokenizer_of({ tokenizer = dir .. "/tokenizer.json" })
   local options = { size = d.size, resize = d.resize, fit = d.fit, length = d.length, pad = special.pad, threads = 1, cache = 0,
-    flip = false, random_crop = 1, mean = d.mean, std = d.std }
+    flip = false, random_crop = 1, vary_after = 0, mean = d.mean, std = d.std }
   local function set(n, distinct)
     local part = Dataset.new({}, options)
     function part:size() return n end
