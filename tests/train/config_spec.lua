@@ -184,7 +184,8 @@ describe("the files of a run", function()
       local v = r.retrieval[key]
       assert.is_true(v >= 0 and v <= 1, key)
     end
-    assert.equal("number", type(r.itm.itm_acc))
+    assert.equal("number", type(r.itm_acc))
+    assert.equal(r.itm.itm_acc, r.itm_acc)
     for _, key in ipairs { "itc", "itm", "lm", "memory", "total" } do assert.equal("number", type(r.losses[key]), key) end
     local labels = {}
     for i, e in ipairs(r.evaluations) do labels[i] = e.label .. " " .. e.step end

@@ -203,6 +203,7 @@ function M:finish()
     hashes = { initial = self.hashes.initial, data = self.hashes.data, final = checkpoint.checksum(self.model:state_dict()) },
     evaluations = self.history, protocol = self.history[#self.history].protocol, losses = self.sums }
   for k, v in pairs(self.history[#self.history].values) do result[k] = v end
+  result.itm_acc = result.itm and result.itm.itm_acc
   if self.recipe.finish then
     self.model:eval()
     autograd.no_grad(function() self.recipe.finish(self, result) end)
