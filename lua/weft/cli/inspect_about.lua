@@ -84,7 +84,8 @@ function M.adapter(path, commas)
   end
   local on = list_of(tails)
   for i, tail in ipairs(on) do on[i] = tail .. " " .. tails[tail] end
-  local names = generations.old and generations.new and "of transformers 4 and 5" or generations.new and "of transformers 5"
+  local names = generations.original and "of the original DINOv2"
+    or generations.old and generations.new and "of transformers 4 and 5" or generations.new and "of transformers 5"
     or generations.old and "of transformers 4" or "the same in transformers 4 and 5"
   local lines = {
     ("adapter: r %d, alpha %g: %s%s%s%s; %d modules (%s)"):format(c.rank, c.alpha, table.concat(list_of(scales), " "),

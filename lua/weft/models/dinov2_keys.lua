@@ -32,6 +32,20 @@ M.renamed = {
   { "^blocks%.(%d+)%.(.*)$", "encoder.layer.%1.%2" },
 }
 
+---The other way: ours to the original project's.
+M.to_original = {
+  { "^embeddings%.position_embeddings$", "pos_embed" },
+  { "^embeddings%.patch_embeddings%.projection%.(%a+)$", "patch_embed.proj.%1" },
+  { "^embeddings%.(%a+_tokens?)$", "%1" },
+  { "^layernorm%.(%a+)$", "norm.%1" },
+  { "^encoder%.layer%.(%d+)%.attention%.attention%.%a+%.(%a+)$", "blocks.%1.attn.qkv.%2" },
+  { "^encoder%.layer%.(%d+)%.attention%.output%.dense%.(%a+)$", "blocks.%1.attn.proj.%2" },
+  { "^encoder%.layer%.(%d+)%.layer_scale(%d)%.lambda1$", "blocks.%1.ls%2.gamma" },
+  { "^encoder%.layer%.(%d+)%.mlp%.weights_in%.(%a+)$", "blocks.%1.mlp.w12.%2" },
+  { "^encoder%.layer%.(%d+)%.mlp%.weights_out%.(%a+)$", "blocks.%1.mlp.w3.%2" },
+  { "^encoder%.layer%.(%d+)%.(.*)$", "blocks.%1.%2" },
+}
+
 ---One tensor holds several of ours, stacked along its rows.
 M.split = {
   { "^blocks%.(%d+)%.attn%.qkv%.(%a+)$", {
@@ -64,6 +78,41 @@ function M.ours(name)
   local rule = find(M.renamed, name)
   if rule and not find(M.split, name) then return (name:gsub(rule[1], rule[2])) end
   return name
+end
+
+---The name that the original project has for one of our tensors; query, key and value have one name, qkv.
+---@param name string
+---@return string
+function M.original(name)
+  for _, rule in ipairs(M.to_original) do
+    if name:find(rule[1]) then return (name:gsub(rule[1], rule[2])) end
+  end
+  return name
+end
+
+---Tensors by the original project's names, of ours: query, key and value stacked to qkv again.
+---    weft.save("dinov2_vitb14.safetensors", dinov2.keys.to_their_names(model:state_dict()))
+---@param state table<string, weft.Tensor>
+---@return table<string, weft.Tensor>
+function M.to_their_names(state)
+  local out, parts = {}, {}
+  for name, t in pairs(state) do
+    local theirs, place = M.original(name), nil
+    for i, word in ipairs { "query", "key", "value" } do
+      if name:find("%.attention%.attention%." .. word .. "%.%a+$") then place = i end
+    end
+    if place then
+      parts[theirs] = parts[theirs] or {}
+      parts[theirs][place] = t:detach()
+    else out[theirs] = t end
+  end
+  for name, list in pairs(parts) do
+    for i = 1, 3 do
+      if not list[i] then A.raise("dinov2: %s needs query, key and value", name) end
+    end
+    out[name] = ops.cat(list, 1)
+  end
+  return out
 end
 
 ---Tensors under our names, from those of any of the stacks, and the names of those that were left out.

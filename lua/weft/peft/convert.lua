@@ -6,6 +6,7 @@ local dialect = require "weft.peft.dialect"
 local files = require "weft.peft.files"
 local load = require "weft.peft.load"
 local match = require "weft.peft.match"
+local original = require "weft.peft.original"
 local save = require "weft.peft.save"
 local disk = require "weft.files"
 local json = require "weft.io.json"
@@ -20,7 +21,7 @@ M.is_lora = is_lora
 local dialects = { both = true, transformers4 = true, transformers5 = true }
 
 -- Rank and alpha of each module, and the modules in order.
-local function sizes_of(c, given, joined)
+local function sizes_of(c, given, joined, theirs)
   local paths, sizes = {}, {}
   for _, g in pairs(given) do
     if joined[g.path] and g.tail == "lora_A.weight" then
@@ -28,7 +29,7 @@ local function sizes_of(c, given, joined)
     elseif g.tail == "lora_A.weight" or g.tail == "lora_embedding_A" then
       paths[#paths + 1] = g.path
       local newer = dialect.newer(g.path) or g.path
-      local rank, alpha = match.sizes(c, g.path)
+      local rank, alpha = match.sizes(c, theirs and original.name(g.path) or g.path)
       local other_rank, other_alpha = match.sizes(c, newer)
       if rank ~= g.tensor:size(1) or alpha == c.alpha and other_alpha ~= c.alpha then rank, alpha = other_rank, other_alpha end
       if rank ~= g.tensor:size(1) then
@@ -59,15 +60,20 @@ function M.convert(dir, out, options)
   if not state then A.raise("peft.convert: %s", metadata) end
   local c = config.from_file(file, dir .. "/" .. files.config, "default")
   local problems = {}
-  local given, _, joined = load.ours_of(state, dir .. "/" .. files.weights, problems, c)
+  local given, generations, joined = load.ours_of(state, dir .. "/" .. files.weights, problems, c)
   if #problems > 0 then A.raise("peft.convert: %s:\n  %s", dir, table.concat(problems, "\n  ")) end
-  local paths, sizes = sizes_of(c, given, joined)
+  local paths, sizes = sizes_of(c, given, joined, generations.original)
   if #paths == 0 then A.raise("peft.convert: %s holds no lora_A", dir) end
 
   local written, saved = {}, {}
   for _, g in pairs(given) do
     save.put(written, o.dialect, g.path, g.tail, g.tensor)
     if not is_lora[g.tail] then saved[#saved + 1] = g.path end
+  end
+  if generations.original then
+    original.check_begun(c, dir)
+    original.settle(c, paths, sizes, original.whole(c, saved))
+    file.layers_to_transform, file.layers_pattern = nil, nil
   end
   local made = config.to_file(save.translated(o.dialect, c, paths, sizes, saved), { base = c.base, dialect = o.dialect })
   -- what is not translated stays as it was

@@ -9,6 +9,7 @@ local lora = require "weft.peft.lora"
 local halves = require "weft.peft.halves"
 local layers = require "weft.peft.layers"
 local decompose = require "weft.peft.decompose"
+local original = require "weft.peft.original"
 local C = require("weft.core").lib
 local json = require "weft.io.json"
 local safetensors = require "weft.io.safetensors"
@@ -29,7 +30,7 @@ end
 -- Tensors by our names, "path tail", from a file that holds one set of names or both; and the rank, alpha
 -- and scaling of modules that the file holds in two halves.
 local function ours_of(state, where, problems, c)
-  local out, generations, cut, sizes = {}, { old = false, new = false }, {}, {}
+  local out, generations, cut, sizes = {}, { old = false, new = false, original = false }, {}, {}
   local function put(path, tail, t, name)
     local id = path .. " " .. tail
     if out[id] and not equal(out[id].tensor, t) then
@@ -38,11 +39,15 @@ local function ours_of(state, where, problems, c)
     out[id] = { path = path, tail = tail, tensor = t, name = name }
   end
   local names = {}
-  for name in pairs(state) do names[#names + 1] = name end
+  for name in pairs(state) do
+    -- where all biases are written, PEFT writes those around a module saved whole too: the original's, unused,
+    -- and its copy's, a second time
+    if not name:find("%.original_module%.bias$") then names[#names + 1] = name end
+  end
   table.sort(names)
   for _, name in ipairs(names) do
     local t = state[name]
-    local key = name
+    local key = name:gsub("%.modules_to_save%.bias$", ".bias")
     if key:sub(1, #files.prefix) == files.prefix then key = key:sub(#files.prefix + 1) end
     local path, tail
     for _, known in ipairs(tails) do
@@ -53,9 +58,17 @@ local function ours_of(state, where, problems, c)
       if not path then path, tail = "", key end
     end
     local ours, half = dialect.ours(path)
-    if ours ~= path then generations.new = true
+    local several = original.ours(path)
+    if several then generations.original = true
+    elseif ours ~= path then generations.new = true
     elseif dialect.newer(path) ~= path then generations.old = true end
-    if half then
+    if several then
+      for i, to in ipairs(several) do
+        local part = original.part(tail, t, i, #several)
+        if part then put(to, tail, part, name)
+        else problems[#problems + 1] = ("%s is %s: its rows are no three parts"):format(name, shape_of(t)) end
+      end
+    elseif half then
       cut[ours] = cut[ours] or {}
       cut[ours][half] = cut[ours][half] or { name = path, tensors = {} }
       cut[ours][half].tensors[tail] = t
@@ -80,6 +93,7 @@ M.ours_of = ours_of
 
 -- Names by which the file's settings may call a module of ours.
 local function name_rule(generations)
+  if generations.original then return function(path) return { original.name(path) } end end
   return function(path)
     local newer = dialect.newer_names(path)
     if newer[1] == path or not generations.new then return { path } end
@@ -181,6 +195,7 @@ function M.load(model, dir, options)
   local given, generations, sizes = ours_of(state, dir .. "/" .. files.weights, problems, c)
   if #problems > 0 then raise(dir, problems) end
 
+  if generations.original then original.check(model, c, dir) end
   local names_of = name_rule(generations)
   local function find()
     local list = match.find(model, c, names_of)
@@ -191,6 +206,10 @@ function M.load(model, dir, options)
     return list
   end
   local found = find()
+  if generations.original then
+    original.settle_on(model, c, found, names_of)
+    names_of = nil
+  end
   local expected, biases = expected_of(model, c, found, names_of), bias_targets(model, c, found)
   local known = {}
   for id in pairs(expected) do known[#known + 1] = id end
