@@ -9,12 +9,18 @@ local safetensors = require "weft.io.safetensors"
 local golden = "tests/golden/dinov2_mlp"
 local made = {}
 
--- A copy of the golden directory with other files; state = nil leaves the weights out.
-local function directory(state, config)
+-- An empty directory.
+local function bare()
   local dir = os.tmpname()
   os.remove(dir)
   made[#made + 1] = dir
   assert(require("weft.files").make_dirs(dir))
+  return dir
+end
+
+-- A copy of the golden directory with other files; state = nil leaves the weights out.
+local function directory(state, config)
+  local dir = bare()
   local c = assert(json.read(golden .. "/config.json"))
   for k, v in pairs(config or {}) do c[k] = v end
   assert(json.write(dir .. "/config.json", c))
@@ -134,5 +140,37 @@ describe("a pretrained directory", function()
     weft.no_grad(function() model.layernorm.weight:mul_(2) end)
     assert.is_false(compare.same(output(model), expected))
     assert.equal(before, bytes())
+  end)
+
+  it("may be the original project's weights alone: their shapes tell the sizes", function()
+    local keys = dinov2.keys
+    for _, kind in ipairs { "mlp", "swiglu", "registers" } do
+      local dir, from = bare(), "tests/golden/dinov2_" .. kind
+      assert(weft.save(dir .. "/model.safetensors", keys.to_their_names(assert(weft.load(from .. "/model.safetensors")))))
+      local ok, message = pcall(dinov2.from_pretrained, dir)
+      assert.is_false(ok)
+      assert.matches("a width of 48 is no multiple of 64, so that the shapes do not tell num_attention_heads", message, 1, true)
+      local model, note = dinov2.from_pretrained(dir, { num_attention_heads = 3 })
+      assert.matches("no config.json: sizes by the shapes", note, 1, true)
+      assert.equal(kind == "registers" and "antialias" or "offset", model.config.pos_interp)
+      local g = compare.golden("dinov2_" .. kind .. "/io.safetensors")
+      compare.close(weft.no_grad(model, g["native.pixel_values"]).last_hidden_state, g["native.last_hidden_state"], 2e-5, kind)
+    end
+    -- of a published width nothing has to be told
+    local dir = bare()
+    local wide = dinov2.new { hidden_size = 128, num_hidden_layers = 1, num_attention_heads = 2, image_size = 28, mlp_ratio = 2 }
+    assert(weft.save(dir .. "/model.safetensors", keys.to_their_names(wide:state_dict())))
+    local c = dinov2.from_pretrained(dir).config
+    assert.same({ 128, 2, 1, 28, 2 }, { c.hidden_size, c.num_attention_heads, c.num_hidden_layers, c.image_size, c.mlp_ratio })
+  end)
+
+  it("is a directory: a file, one without a config and one with pickles alone are told apart", function()
+    local function message(path) return select(2, pcall(dinov2.from_pretrained, path)) end
+    assert.matches("is a file; the directory is expected", message "tests/golden/dinov2_mlp/model.safetensors", 1, true)
+    local dir = bare()
+    os.execute(("cp tests/golden/dinov2_mlp/model.safetensors %s"):format(dir))
+    assert.matches("there is no config.json in this directory", message(dir), 1, true)
+    os.execute(("rm %s/* && touch %s/dinov2_vitb14_pretrain.pth"):format(dir, dir))
+    assert.matches("dinov2_vitb14_pretrain.pth is a pickle.*python3 %-c", message(dir))
   end)
 end)

@@ -258,15 +258,23 @@ end
 ---@param state table<string, weft.Tensor>
 function Dinov2:load(state) return self:load_state_dict(with_mask_token(self, (keys.translate(state)))) end
 
--- A directory, or the name of a model in Hugging Face's local cache.
-local function find_directory(name)
+-- A directory, or the name of a model in Hugging Face's local cache at a revision.
+local function find_directory(name, revision)
   weights.check_path(name)
-  if disk.exists(name .. "/config.json") then return name end
-  local cached = hub.find(name)
-  if cached and disk.exists(cached .. "/config.json") then return cached end
-  if disk.is_dir(name) then return nil, ("dinov2: %s: there is no config.json in this directory"):format(name) end
+  local there = disk.is_dir(name)
+  for _, file in ipairs { "config.json", "model.safetensors", "model.safetensors.index.json" } do
+    if there and disk.exists(name .. "/" .. file) then return name end
+  end
+  if not there and disk.exists(name) then
+    return nil, ("dinov2: %s is a file; the directory is expected in which config.json and model.safetensors lie"):format(name)
+  end
+  local cached = hub.find(name, revision)
+  if cached then return cached end
+  if there then return name end  -- and what it lacks is said by who reads it
   if not hub.is_name(name) then return nil, ("dinov2: %s: there is no such directory"):format(name) end
-  return nil, ("dinov2: there is no directory %s, and it is not in %s; this downloads it:\n  weft fetch %s"):format(name, hub.folder(name), name)
+  local at = revision and " --revision " .. revision or ""
+  return nil, ("dinov2: there is no directory %s, and it is not in %s%s; this downloads it:\n  weft fetch %s%s"):format(name, hub.folder(name),
+    revision and " at the revision " .. revision or "", name, at)
 end
 
 local M = { sizes = configs.sizes, keys = keys, Dinov2 = Dinov2 }
@@ -279,22 +287,38 @@ function M.new(spec) return (Dinov2(spec)) end
 ---A model as it lies on disk: config.json and model.safetensors (or shards and their index) in a
 ---directory, or the name of a model that Hugging Face's cache holds. float32 tensors share the file's
 ---pages; float16 and bfloat16 become float32. A classifier on top is left out, and the second value says so.
+---Weights as the model's authors publish them have no config.json: their shapes tell the sizes.
 ---    local encoder, note = models.dinov2.from_pretrained "facebook/dinov2-base"
 ---@param name string
----@param overrides? table  config keys that win, such as pos_interp, drop_path_rate
+---@param overrides? table  config keys that win, such as pos_interp, drop_path_rate; and revision (of a name:
+---  "main", another branch, a tag or a commit)
 ---@return table model, string? note
 function M.from_pretrained(name, overrides)
-  local dir, message = find_directory(name)
+  local o = {}
+  for key, v in pairs(overrides or {}) do o[key] = v end
+  local revision = o.revision
+  o.revision = nil
+  local dir, message = find_directory(name, revision)
   if not dir then A.raise("%s", message) end
-  local config
-  config, message = configs.read(dir .. "/config.json", overrides)
-  if not config then A.raise("%s", message) end
-  local ours, left = keys.translate(weights.read(dir))
+  local notes, state, config = {}
+  if disk.exists(dir .. "/config.json") then
+    config, message = configs.read(dir .. "/config.json", o)
+    if not config then A.raise("%s", message) end
+    state = weights.read(dir)
+  else
+    state = weights.read(dir)
+    config = configs.of_original(state, o)
+    if not config then A.raise("dinov2: %s: there is no config.json in this directory", name) end
+    notes[1] = ("%s: no config.json: sizes by the shapes of the original project's tensors, 64 numbers a head, positions by %s"):format(name,
+      config.pos_interp)
+  end
+  local ours, left = keys.translate(state)
   local model = Dinov2.on_meta(Dinov2, config)
   weights.adopt(model, with_mask_token(model, ours), dir)
   rawset(model, "name", name)
   rawset(model, "directory", dir)
-  return model:eval(), #left > 0 and ("%s: left out: %s"):format(name, table.concat(left, ", ")) or nil
+  if #left > 0 then notes[#notes + 1] = ("%s: left out: %s"):format(name, table.concat(left, ", ")) end
+  return model:eval(), notes[1] and table.concat(notes, "\n") or nil
 end
 
 return setmetatable(M, { __call = function(_, spec) return (M.new(spec)) end })

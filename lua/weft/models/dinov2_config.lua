@@ -97,6 +97,32 @@ function M.read(path, overrides)
   return M.complete(config)
 end
 
+---The config of weights under the original project's names, by their shapes; nil where they are none.
+---Positions are resized as that project does: by `offset`, with registers by `antialias`.
+---@param state table<string, weft.Tensor>
+---@param overrides? table
+---@return table? config
+function M.of_original(state, overrides)
+  local cls, pos, patch, registers = state.cls_token, state.pos_embed, state["patch_embed.proj.weight"], state.register_tokens
+  if not (cls and pos and patch and pos.ndim == 3 and patch.ndim == 4) then return nil end
+  local layers = 0
+  while state[("blocks.%d.norm1.weight"):format(layers)] do layers = layers + 1 end
+  local swiglu, fc1 = state["blocks.0.mlp.w12.weight"] ~= nil, state["blocks.0.mlp.fc1.weight"]
+  local width, side = pos:size(3), math.floor(math.sqrt(pos:size(2) - 1) + 0.5)
+  local config = {
+    hidden_size = width, num_hidden_layers = layers, num_attention_heads = width % 64 == 0 and width / 64 or nil,
+    num_channels = patch:size(2), patch_size = patch:size(3), image_size = side * patch:size(3),
+    use_swiglu_ffn = swiglu, mlp_ratio = fc1 and fc1:size(1) / width or nil, qkv_bias = state["blocks.0.attn.qkv.bias"] ~= nil,
+    num_register_tokens = registers and registers:size(2) or 0, pos_interp = registers and "antialias" or "offset",
+    use_mask_token = state.mask_token ~= nil,
+  }
+  for k, v in pairs(overrides or {}) do config[k] = v end
+  if width % 64 ~= 0 and not config.num_attention_heads then
+    A.raise("dinov2: a width of %d is no multiple of 64, so that the shapes do not tell num_attention_heads: give it", width)
+  end
+  return M.complete(config)
+end
+
 ---Width of the feed-forward part: of both gates for SwiGLU two thirds of it, rounded up to 8.
 function M.hidden_features(config)
   local wide = math.floor(config.hidden_size * config.mlp_ratio)
