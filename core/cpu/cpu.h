@@ -37,8 +37,8 @@ static inline int64_t weft_piece_end(int64_t n, int64_t grain, int64_t piece) {
 // the tiles.
 // C[m,n] = alpha op(A) op(B) + beta C (+ bias[n] on each row where bias is not NULL).
 // op(A) is [m,k]: A is [m,k] with row stride lda, or with trans_a [k,m]; likewise B.
-// row_group: tiles never cross a multiple of it (0: no such bound) and are cut as for one group; used
-// so that a picture's rows are computed the same way alone or in a batch.
+// row_group: groups of so many rows give the same bits alone or among others (0: no such promise);
+// used so that a picture's features do not depend on its batch. BLAS makes each group's tiles apart.
 // after, where not NULL, runs on each finished tile, rows [i0, i1) and columns [j0, j1) of C, on the
 // thread that made it.
 typedef void (*weft_tile_fn)(void *context, int64_t batch, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
@@ -55,9 +55,9 @@ typedef struct weft_gemm {
     void *context;
 } weft_gemm;
 weft_status weft_gemm_run(const weft_gemm *g);
-// The row_group of a layer over x [..., N, in]: a sequence long enough to be worth its own tiles.
+// The row_group of a layer over x [..., N, in]: a sequence of more than one position.
 static inline int64_t weft_row_group(const weft_view *x) {
-    return x->ndim >= 3 && x->shape[x->ndim - 2] >= 64 ? x->shape[x->ndim - 2] : 0;
+    return x->ndim >= 3 && x->shape[x->ndim - 2] > 1 ? x->shape[x->ndim - 2] : 0;
 }
 #define WEFT_TILE_N 256  // tiles are no wider, and begin at a multiple of 16 columns
 #define WEFT_PRODUCT_DEPTH 256  // product.c: positions and rows at a time

@@ -116,9 +116,10 @@ void weft_cpu_avx512_product(const weft_gemm *, const float *, const float *, fl
                              int64_t, int64_t, int64_t, bool, float *);
 #endif
 
-// product.c's tile for this machine, or NULL where BLAS is to make it.
-static own_product own_for(const weft_gemm *g, int64_t rows) {
-    if (g->dtype != WEFT_FLOAT32 || rows < 16 || g->n < 16 || g->k < 16 ||
+// product.c's tile for this machine, or NULL where BLAS is to make it. Rows in groups must not see how
+// many there are in all: few of them are no reason for BLAS then.
+static own_product own_for(const weft_gemm *g) {
+    if (g->dtype != WEFT_FLOAT32 || (g->m < 16 && !g->row_group) || g->n < 16 || g->k < 16 ||
         (g->beta != 0 && g->beta != 1))
         return NULL;
     const char *path = weft_cpu_path();
@@ -168,7 +169,8 @@ static void tile(void *context, int64_t piece) {
 // The grid follows from the shape of one product, or one group of its rows: how many there are in a
 // batch does not matter.
 static void cut(grid *t, const weft_gemm *g) {
-    t->group = g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
+    // bits of product.c's tiles do not depend on how rows are cut
+    t->group = !t->own && g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
     t->groups = (g->m + t->group - 1) / t->group;
     t->tile_n = g->n < WEFT_TILE_N ? g->n : WEFT_TILE_N;
     int64_t parts = (t->group + TILE_M - 1) / TILE_M;
@@ -199,11 +201,10 @@ weft_status weft_gemm_run(const weft_gemm *g) {
                          (long long)g->m, (long long)g->k, (long long)g->k, (long long)g->n);
     blas_single_thread();
     if (g->m <= 0 || g->n <= 0) return WEFT_OK;
-    grid t = {.g = g};
+    grid t = {.g = g, .own = own_for(g)};
     cut(&t, g);
     const int64_t batches = g->batch > 1 ? g->batch : 1;
     const int64_t pieces = batches * t.groups * t.rows * t.columns;
-    t.own = own_for(g, t.group);
     if (t.own) {
         weft_status status = weft_slots_open(&t.slots, weft_backend_of(WEFT_CPU), pieces, SCRATCH);
         if (status != WEFT_OK) return status;

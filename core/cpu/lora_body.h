@@ -31,23 +31,16 @@ static void NAME(up)(void *context, int64_t batch, int64_t i0, int64_t i1, int64
     const lora *t = context;
     const REAL *h = (const REAL *)t->h + i0 * t->r;
     REAL *y = (REAL *)t->y + i0 * t->out + j0;
-    if ((j1 - j0) % LANES == 0) {
-        NAME(panel)(i1 - i0, j1 - j0, t->r, h, t->r, 1, (const REAL *)t->b + j0, PADDED(t->out), y,
-                    t->out, (REAL)t->scale, true);
-        return;
-    }
-    weft_gemm_here(&(weft_gemm){.dtype = t->dtype,
-                                .m = i1 - i0,
-                                .n = j1 - j0,
-                                .k = t->r,
-                                .lda = t->r,
-                                .ldb = PADDED(t->out),
-                                .ldc = t->out,
-                                .alpha = t->scale,
-                                .beta = 1,
-                                .a = h,
-                                .b = (const REAL *)t->b + j0,
-                                .c = y});
+    const REAL *b = (const REAL *)t->b + j0;
+    const int64_t n = j1 - j0, whole = n / LANES * LANES, wide = PADDED(t->out);
+    NAME(panel)(i1 - i0, whole, t->r, h, t->r, 1, b, wide, y, t->out, (REAL)t->scale, true);
+    // columns that are no whole vector, by the same chain of sums: no row's bits depend on others
+    for (int64_t i = 0; whole < n && i < i1 - i0; i++)
+        for (int64_t j = whole; j < n; j++) {
+            REAL sum = 0;
+            for (int64_t p = 0; p < t->r; p++) sum += h[i * t->r + p] * b[p * wide + j];
+            y[i * t->out + j] += sum * (REAL)t->scale;
+        }
 }
 
 // t[i0 .. i1) = scale dy B

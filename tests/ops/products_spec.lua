@@ -13,11 +13,11 @@ local function randn(name, shape)
   return weft.randn(shape)
 end
 
--- Whether two float32 tensors hold the same bits.
+-- Whether two float tensors hold the same bits.
 local function same_bits(a, b)
   a, b = a:detach():contiguous(), b:detach():contiguous()
   assert.equal(a:numel(), b:numel())
-  return ffi.C.memcmp(a:data(), b:data(), a:numel() * 4) == 0
+  return ffi.C.memcmp(a:data(), b:data(), a:numel() * (a.dtype == "float64" and 8 or 4)) == 0
 end
 
 ffi.cdef "int memcmp(const void *a, const void *b, size_t n);"
@@ -38,6 +38,28 @@ describe("a picture in a batch", function()
       assert.is_true(same_bits(batch:narrow(1, i, 1), fn(x:narrow(1, i, 1))), name .. ": picture " .. i)
     end
   end
+
+  it("gets the features it gets alone however few positions it has", function()
+    for _, n in ipairs { 2, 3, 5, 7, 17, 50, 63 } do
+      for _, out in ipairs { 8, 30, 300 } do
+        local x, w, b = randn("few", { 9, n, 80 }), randn("w", { out, 80 }), randn("b", { out })
+        check(("linear of %d to %d"):format(n, out), x, function(t) return weft.linear(t, w, b) end)
+        local la, lb = randn("la", { 5, 80 }), randn("lb", { out, 5 })
+        check(("lora_linear of %d to %d"):format(n, out), x, function(t) return weft.lora_linear(t, w, b, la, lb, 2) end)
+        x = x:to "float64"
+        check(("float64 linear of %d to %d"):format(n, out), x, function(t) return weft.linear(t, w:to(x.dtype), b:to(x.dtype)) end)
+        check(("float64 lora_linear of %d to %d"):format(n, out), x, function(t)
+          return weft.lora_linear(t, w:to(x.dtype), b:to(x.dtype), la:to(x.dtype), lb:to(x.dtype), 2)
+        end)
+      end
+      local x = randn("few heads", { 9, n, 2, 24 })
+      check("attention of " .. n, x, function(t)
+        local h = t:transpose(2, 3)
+        return weft.scaled_dot_product_attention(h, h, h)
+      end)
+      check("layer_norm of " .. n, randn("few rows", { 9, n, 50 }), function(t) return weft.layer_norm(t) end)
+    end
+  end)
 
   it("gets the features it gets alone from a linear layer", function()
     -- sizes at which both single pictures and batches are cut into tiles
