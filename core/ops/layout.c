@@ -93,6 +93,9 @@ weft_tensor *weft_stack(const weft_tensor *const *xs, int n_xs, int64_t dim) {
     }
     for (int i = 0; i < made; i++) weft_free(rows[i]);
     weft_pool_free(rows, bytes);
+    // what unsqueeze and cat refuse is refused in the name that was called
+    const char *reason = y ? NULL : strchr(weft_error(), ':');
+    if (reason) weft_fail(weft_error_code(), "stack%s", reason);
     return y;
 }
 

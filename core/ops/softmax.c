@@ -3,7 +3,7 @@
 
 weft_status shape_along(weft_shape_call *call) {
     const weft_view *x = call->in[0];
-    int64_t dim = call->at->AT(softmax, dim);  // the four rows share the slot
+    int64_t dim = call->at->AT(softmax, dim);  // the rows share the slot
     TRY(weft_fix_dim(&dim, x->ndim));
     if (call->n_in > 1) {
         const weft_view *y = call->in[1];

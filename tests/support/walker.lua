@@ -124,6 +124,21 @@ function M.strided(t)
   return n >= 2 and weft.transpose(part, -2, -1) or part
 end
 
+---The same numbers in rows that lie apart, as parts of a larger tensor do: the last dim is whole, the one
+---before it ends early.
+function M.apart(t)
+  local n = t.ndim
+  if n == 0 or t:numel() == 0 then return t end
+  local big = t.shape
+  big[n] = big[n] + 3
+  if n > 1 then big[n - 1] = big[n - 1] + 1 end
+  big.dtype, big.device, big.value = t.dtype, t.device, 1
+  local part = weft.full(big):narrow(n, 2, t:size(n))
+  if n > 1 then part = part:narrow(n - 1, 1, t:size(n - 1)) end
+  part:copy_(t:detach())
+  return part
+end
+
 ---Calls the operator of a row with a case's inputs and returns a list of what comes back: outputs,
 ---or for an in-place row all its inputs afterwards (copies, so that a case can be used again).
 function M.call(op, inputs, attrs, count)

@@ -139,7 +139,7 @@ M.expand = {
     for i = 0, numel(shape) - 1 do data[i + 1] = x.data[plain.at(x, shape, i)] end
     return { shape = shape, data = data }
   end, {
-    { { 3, 1 }, { 3, 4 } }, { { 3, 1 }, { 2, -1, 4 } }, { {}, { 2, 2 } }, { { 1 }, { 0 } },
+    { { 3, 1 }, { 3, 4 } }, { { 3, 1 }, { 2, -1, 4 } }, { {}, { 2, 2 } }, { { 1 }, { 0 } }, { { 0, 1 }, { 2, 0, 3 } },
     { { 2, 3 }, { 2, 3 } }, { { 1, 2, 1 }, { 3, 2, 2 } },
   }),
   refuses = refusals {
