@@ -54,6 +54,7 @@ typedef struct weft_op_info {
     int n_in, n_out, n_visible;   // n_in -1: any number, after n_fixed fixed ones
     int n_fixed;
     uint8_t optional[16], in_class[16];  // class: 0 row dtype, 1 index, 2 bool, 3 any
+    uint8_t apart[16];            // 0: wanted contiguous; n: all but its last n - 1 dims may lie apart
     char in_name[16][16], out_name[8][16];
 } weft_op_info;
 

@@ -111,6 +111,36 @@ static inline weft_view weft_as_matrix(const weft_view *x, bool left) {
     return y;
 }
 
+// How rows lie, each the last `whole` dims of a view: `outer` blocks of `inner` rows.
+typedef struct weft_rows {
+    int64_t outer, inner, block, row;  // elements from one block to the next, from one row to the next
+} weft_rows;
+
+// false where rows are not contiguous each, or lie in more than two even steps.
+static inline bool weft_rows_of(const weft_view *v, int whole, weft_rows *r) {
+    int64_t size[2] = {1, 1}, step[2] = {0, 0}, expect = 1;
+    int runs = 0, d = v->ndim - 1;
+    for (; d >= 0 && d >= v->ndim - whole; d--) {
+        if (v->shape[d] != 1 && v->stride[d] != expect) return false;
+        expect *= v->shape[d];
+    }
+    for (; d >= 0; d--) {
+        if (v->shape[d] == 1) continue;
+        if (runs && v->stride[d] == step[runs - 1] * size[runs - 1]) {
+            size[runs - 1] *= v->shape[d];
+            continue;
+        }
+        if (runs == 2) return false;
+        size[runs] = v->shape[d];
+        step[runs++] = v->stride[d];
+    }
+    *r = (weft_rows){size[1], size[0], step[1], step[0]};
+    return true;
+}
+static inline int64_t weft_row_at(const weft_rows *r, int64_t i) {
+    return r->outer == 1 ? i * r->row : i / r->inner * r->block + i % r->inner * r->row;
+}
+
 // product of shape[from .. to - 1]
 static inline int64_t weft_span(const weft_view *v, int from, int to) {
     int64_t n = 1;

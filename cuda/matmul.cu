@@ -164,6 +164,21 @@ CUDA_KERNEL(matmul) {
     return multiply(call, &left, &right, l, m, n, k);
 }
 
+CUDA_KERNEL(linear_weight_backward) {
+    const weft_view *dy = call->in[0], *x = call->in[1], *dw = call->out[0];
+    if (dw->numel == 0) return WEFT_OK;
+    cuda_gemm g = {};
+    g.dtype = x->dtype;
+    g.trans_a = true;
+    g.m = dw->shape[0], g.n = dw->shape[1], g.k = dy->numel / g.m;
+    if (g.k == 0) return call->backend->fill(call->backend, dw, 0);
+    g.lda = g.m, g.ldb = g.ldc = g.n;
+    g.batch = 1;
+    g.alpha = 1;
+    g.a = dy->data, g.b = x->data, g.c = dw->data;
+    return cuda_product(call, &g);
+}
+
 CUDA_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *bias = call->in[2], *y = call->out[0];
     if (y->numel == 0) return WEFT_OK;

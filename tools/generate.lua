@@ -44,7 +44,7 @@ for line in read(source):gmatch "[^\n]+" do
     assert(#f == 11, "ops.def: a row wants 11 fields: " .. line)
     local op = { name = f[1], family = f[2], kind = f[3], dtypes = f[7], doc = f[11], inputs = {}, outputs = {}, attrs = {} }
     for word in f[4]:gmatch "%S+" do
-      local name, class = word:match "^([%w_]+)[?.]*:(%w+)$"
+      local name, class = word:match "^([%w_]+)/?%d?[?.]*:(%w+)$"
       op.inputs[#op.inputs + 1] = { name = name or word:match "^[%w_]+", optional = word:find("?", 1, true) ~= nil,
         variadic = word:find("...", 1, true) ~= nil, class = class }
     end

@@ -50,6 +50,9 @@ typedef struct weft_gemm {
     const void *a, *b, *bias;
     void *c;
     int64_t row_group;
+    int64_t gap_a;                   // elements between a group's rows of A and the next group's, beside lda
+    // With trans_a, without trans_b: positions of A and B come in groups, gaps between them as above.
+    int64_t k_group, k_gap_a, k_gap_b;
     int64_t batch, stride_a, stride_b, stride_c;  // batch of equal products; 0 or 1: one
     weft_tile_fn after;
     void *context;
@@ -62,6 +65,8 @@ static inline int64_t weft_row_group(const weft_view *x) {
 #define WEFT_TILE_N 256  // tiles are no wider, and begin at a multiple of 16 columns
 #define WEFT_PRODUCT_DEPTH 256  // product.c: positions and rows at a time
 #define WEFT_PRODUCT_ROWS 192
+// columns of a right side that is packed: whole panels on any path
+static inline int64_t weft_product_width(int64_t n) { return (n + 63) / 64 * 64; }
 // One product on this thread, for use inside a piece.
 void weft_gemm_here(const weft_gemm *g);
 

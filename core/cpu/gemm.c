@@ -73,6 +73,20 @@ static void product(const weft_gemm *g, int64_t batch, int64_t i0, int64_t m, in
         (const char *)g->b + (batch * g->stride_b + j0 * (g->trans_b ? g->ldb : 1)) * size;
     char *c = (char *)g->c + (batch * g->stride_c + i0 * g->ldc + j0) * size;
     const double beta = g->bias ? 1 : g->beta;
+    if (g->k_group > 0 && g->k_group < g->k) { // one call a group of positions
+        weft_gemm part = *g;
+        part.k_group = 0;
+        for (int64_t p = 0; p < g->k; p += g->k_group) {
+            const int64_t group = p / g->k_group;
+            part.k = g->k - p < g->k_group ? g->k - p : g->k_group;
+            part.a = (const char *)g->a + (p * g->lda + group * g->k_gap_a) * size;
+            part.b = (const char *)g->b + (p * g->ldb + group * g->k_gap_b) * size;
+            product(&part, batch, i0, m, j0, n);
+            part.beta = 1;
+            part.bias = NULL;
+        }
+        return;
+    }
     if (g->bias) set_bias(g, c, m, j0, n);
     if (g->k <= 0) { // an empty sum
         for (int64_t i = 0; i < m && beta == 0; i++)
@@ -101,33 +115,40 @@ void weft_gemm_here(const weft_gemm *g) {
     for (int64_t b = 0; b < batches; b++) product(g, b, 0, g->m, 0, g->n);
 }
 
-typedef void (*own_product)(const weft_gemm *g, const float *a, const float *b, float *c,
-                            int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool add,
-                            float *scratch);
+// product.c on one path of the CPU
+typedef struct own_product {
+    void (*product)(const weft_gemm *g, const float *a, const float *b, const float *packed, float *c,
+                    int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool add, float *scratch);
+    void (*pack)(const weft_gemm *g, const float *b, int64_t p0, int64_t j0, int64_t j1, float *packed);
+} own_product;
 #define SCRATCH                                                                                    \
     ((int64_t)sizeof(float) *                                                                      \
      (WEFT_PRODUCT_DEPTH * (WEFT_TILE_N + WEFT_PRODUCT_ROWS) + WEFT_PRODUCT_ROWS * SMALL_N))
+#define OWN_PRODUCT(path)                                                                          \
+    void weft_cpu_##path##_product(const weft_gemm *, const float *, const float *, const float *, \
+                                   float *, int64_t, int64_t, int64_t, int64_t, bool, float *);    \
+    void weft_cpu_##path##_product_pack(const weft_gemm *, const float *, int64_t, int64_t,        \
+                                        int64_t, float *);                                         \
+    static const own_product path = {weft_cpu_##path##_product, weft_cpu_##path##_product_pack};
 #ifdef WEFT_HAVE_AVX2
-void weft_cpu_avx2_product(const weft_gemm *, const float *, const float *, float *, int64_t,
-                           int64_t, int64_t, int64_t, bool, float *);
+OWN_PRODUCT(avx2)
 #endif
 #ifdef WEFT_HAVE_AVX512
-void weft_cpu_avx512_product(const weft_gemm *, const float *, const float *, float *, int64_t,
-                             int64_t, int64_t, int64_t, bool, float *);
+OWN_PRODUCT(avx512)
 #endif
 
 // product.c's tile for this machine, or NULL where BLAS is to make it. Rows in groups must not see how
 // many there are in all: few of them are no reason for BLAS then.
-static own_product own_for(const weft_gemm *g) {
+static const own_product *own_for(const weft_gemm *g) {
     if (g->dtype != WEFT_FLOAT32 || (g->m < 16 && !g->row_group) || g->n < 16 || g->k < 16 ||
         (g->beta != 0 && g->beta != 1))
         return NULL;
     const char *path = weft_cpu_path();
 #ifdef WEFT_HAVE_AVX512
-    if (strcmp(path, "avx512") == 0) return weft_cpu_avx512_product;
+    if (strcmp(path, "avx512") == 0) return &avx512;
 #endif
 #ifdef WEFT_HAVE_AVX2
-    if (strcmp(path, "avx2") == 0) return weft_cpu_avx2_product;
+    if (strcmp(path, "avx2") == 0) return &avx2;
 #endif
     (void)path;
     return NULL;
@@ -136,12 +157,15 @@ static own_product own_for(const weft_gemm *g) {
 typedef struct grid {
     const weft_gemm *g;
     int64_t tile_m, tile_n, rows, columns, group, groups;
-    own_product own;
+    const own_product *own;
+    float *packed; // all of op(B), where several rows of tiles read it
+    int64_t packed_bytes;
     weft_slots slots;
 } grid;
 
 static void tile(void *context, int64_t piece) {
     grid *t = context;
+    weft_gemm shifted;
     const weft_gemm *g = t->g;
     int64_t column = piece % t->columns, row = piece / t->columns % t->rows;
     int64_t group = piece / t->columns / t->rows % t->groups;
@@ -153,12 +177,17 @@ static void tile(void *context, int64_t piece) {
     int64_t j0 = column * t->tile_n, j1 = j0 + t->tile_n;
     if (j1 > g->n) j1 = g->n;
     if (i0 >= i1 || j0 >= j1) return;
+    if (g->gap_a) {
+        shifted = *g;
+        shifted.a = (const char *)g->a + group * g->gap_a * weft_dtype_size(g->dtype);
+        g = &shifted;
+    }
     if (t->own) {
         float *scratch = weft_slots_take(&t->slots), *c = (float *)g->c + batch * g->stride_c;
         if (g->bias) set_bias(g, (char *)(c + i0 * g->ldc + j0), i1 - i0, j0, j1 - j0);
-        t->own(g, (const float *)g->a + batch * g->stride_a,
-               (const float *)g->b + batch * g->stride_b, c, i0, i1, j0, j1,
-               g->bias || g->beta != 0, scratch);
+        t->own->product(g, (const float *)g->a + batch * g->stride_a,
+                        (const float *)g->b + batch * g->stride_b, t->packed, c, i0, i1, j0, j1,
+                        g->bias || g->beta != 0, scratch);
         weft_slots_give(&t->slots, scratch);
     } else {
         product(g, batch, i0, i1 - i0, j0, j1 - j0);
@@ -170,7 +199,7 @@ static void tile(void *context, int64_t piece) {
 // batch does not matter.
 static void cut(grid *t, const weft_gemm *g) {
     // bits of product.c's tiles do not depend on how rows are cut
-    t->group = !t->own && g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
+    t->group = (!t->own || g->gap_a) && g->row_group > 0 && g->row_group < g->m ? g->row_group : g->m;
     t->groups = (g->m + t->group - 1) / t->group;
     t->tile_n = g->n < WEFT_TILE_N ? g->n : WEFT_TILE_N;
     int64_t parts = (t->group + TILE_M - 1) / TILE_M;
@@ -192,6 +221,30 @@ static void cut(grid *t, const weft_gemm *g) {
     t->columns = (g->n + t->tile_n - 1) / t->tile_n;
 }
 
+static void pack(void *context, int64_t piece) {
+    const grid *t = context;
+    const int64_t j0 = piece % t->columns * t->tile_n, j1 = j0 + t->tile_n;
+    t->own->pack(t->g, t->g->b, piece / t->columns * WEFT_PRODUCT_DEPTH, j0,
+                 j1 < t->g->n ? j1 : t->g->n, t->packed);
+}
+
+// Scratch memory for product.c, and the right side packed once where each row of tiles would do it again.
+static weft_status prepare(grid *t, int64_t pieces) {
+    const weft_gemm *g = t->g;
+    weft_backend *cpu = weft_backend_of(WEFT_CPU);
+    const int64_t depths = weft_pieces(g->k, WEFT_PRODUCT_DEPTH);
+    weft_status status = weft_slots_open(&t->slots, cpu, pieces, SCRATCH);
+    if (status != WEFT_OK || g->batch > 1 || pieces <= t->columns) return status;
+    t->packed_bytes = (int64_t)sizeof(float) * depths * WEFT_PRODUCT_DEPTH * weft_product_width(g->n);
+    t->packed = weft_workspace(cpu, t->packed_bytes);
+    if (!t->packed) {
+        weft_slots_close(&t->slots);
+        return WEFT_ENOMEM;
+    }
+    weft_parallel(depths * t->columns, pack, t);
+    return WEFT_OK;
+}
+
 weft_status weft_gemm_run(const weft_gemm *g) {
     const int64_t limit = INT32_MAX;
     if (g->m > limit || g->n > limit || g->k > limit || g->lda > limit || g->ldb > limit ||
@@ -206,10 +259,11 @@ weft_status weft_gemm_run(const weft_gemm *g) {
     const int64_t batches = g->batch > 1 ? g->batch : 1;
     const int64_t pieces = batches * t.groups * t.rows * t.columns;
     if (t.own) {
-        weft_status status = weft_slots_open(&t.slots, weft_backend_of(WEFT_CPU), pieces, SCRATCH);
+        weft_status status = prepare(&t, pieces);
         if (status != WEFT_OK) return status;
     }
     weft_parallel(pieces, tile, &t);
+    if (t.packed) weft_workspace_free(weft_backend_of(WEFT_CPU), t.packed, t.packed_bytes);
     if (t.own) weft_slots_close(&t.slots);
     return WEFT_OK;
 }

@@ -6,21 +6,31 @@
 #define GRAIN 16384   // elements of a piece
 #define COLUMNS 256   // columns of a piece, where a line along the dim can't be cut
 
+// Indices in order, the last dims in runs of even steps.
+static weft_rows entries(const weft_view *index) {
+    weft_rows r = {1, 0, 0, 0};
+    if (!weft_rows_of(index, 0, &r)) r.inner = 0; // the dispatcher lets none of these through
+    return r;
+}
+
 static weft_status check(const weft_view *index, int64_t size, const char *what) {
     const int64_t *i = index->data;
+    const weft_rows at = entries(index);
     uint64_t largest = 0;
-    for (int64_t k = 0; k < index->numel; k++) {
-        uint64_t u = (uint64_t)i[k];
-        largest = u > largest ? u : largest;
-    }
+    for (int64_t o = 0; o < at.outer && index->numel; o++)
+        for (int64_t k = 0; k < at.inner; k++) {
+            uint64_t u = (uint64_t)i[o * at.block + k * at.row];
+            largest = u > largest ? u : largest;
+        }
     if (index->numel == 0 || largest < (uint64_t)size) return WEFT_OK;
     int64_t k = 0;
-    while ((uint64_t)i[k] < (uint64_t)size) k++;
+    while ((uint64_t)i[weft_row_at(&at, k)] < (uint64_t)size) k++;
+    const long long bad = (long long)i[weft_row_at(&at, k)];
     if (size == 0)
-        return weft_fail(WEFT_EINVAL, "%s %lld, position %lld: there is nothing to choose from",
-                         what, (long long)i[k], (long long)k + 1);
-    return weft_fail(WEFT_EINVAL, "%s %lld outside 0..%lld, position %lld", what, (long long)i[k],
-                     (long long)size - 1, (long long)k + 1);
+        return weft_fail(WEFT_EINVAL, "%s %lld, position %lld: there is nothing to choose from", what, bad,
+                         (long long)k + 1);
+    return weft_fail(WEFT_EINVAL, "%s %lld outside 0..%lld, position %lld", what, bad, (long long)size - 1,
+                     (long long)k + 1);
 }
 
 ALWAYS_INLINE int64_t real_dim(int64_t dim, int ndim) { return dim < 0 ? dim + ndim : dim; }
@@ -33,6 +43,7 @@ typedef struct copy_job {
     const char *x;
     char *y;
     const int64_t *index;
+    weft_rows at;
     int64_t n, rows, bytes, total, grain;
 } copy_job;
 
@@ -41,14 +52,14 @@ static void copy_piece(void *context, int64_t piece) {
     int64_t end = weft_piece_end(j->total, j->grain, piece);
     for (int64_t r = piece * j->grain; r < end; r++) {
         int64_t o = r / j->n, k = r % j->n;
-        memcpy(j->y + r * j->bytes, j->x + (o * j->rows + j->index[k]) * j->bytes,
+        memcpy(j->y + r * j->bytes, j->x + (o * j->rows + j->index[weft_row_at(&j->at, k)]) * j->bytes,
                (size_t)j->bytes);
     }
 }
 
 static void copy_stretches(const weft_view *x, const weft_view *index, weft_view *y, int64_t outer,
                            int64_t rows, int64_t inner) {
-    copy_job j = { x->data, y->data, index->data, index->numel, rows,
+    copy_job j = { x->data, y->data, index->data, entries(index), index->numel, rows,
                    inner * weft_dtype_size(x->dtype), outer * index->numel,
                    GRAIN / at_least_one(inner) + 1 };
     if (y->numel > 0) weft_parallel(weft_pieces(j.total, j.grain), copy_piece, &j);
@@ -77,6 +88,7 @@ typedef struct rows_job {
     const void *dy;
     void *dw;
     const int64_t *start, *position;  // positions of row r: position[start[r] .. start[r + 1] - 1]
+    weft_rows at;                     // where dy's rows lie
     int64_t rows, width, row_grain, row_pieces;
 } rows_job;
 
@@ -91,7 +103,7 @@ static void sum_rows_##REAL(void *context, int64_t piece) { \
         const int64_t n = c1 - c0; \
         for (int64_t c = 0; c < n; c++) sum[c] = 0; \
         for (int64_t k = j->start[r]; k < j->start[r + 1]; k++) { \
-            const REAL *RESTRICT dy = (const REAL *)j->dy + j->position[k] * j->width + c0; \
+            const REAL *RESTRICT dy = (const REAL *)j->dy + weft_row_at(&j->at, j->position[k]) + c0; \
             for (int64_t c = 0; c < n; c++) sum[c] += dy[c]; \
         } \
         for (int64_t c = 0; c < n; c++) dw[c] = (REAL)sum[c]; \
@@ -111,11 +123,13 @@ CPU_KERNEL(embedding_backward) {
     // start[r + 2] counts row r, then becomes where it ends; placing moves start[r + 1] there.
     int64_t *position = start + rows + 2;
     memset(start, 0, (size_t)(rows + 2) * sizeof *start);
-    for (int64_t k = 0; k < n; k++) start[id[k] + 2]++;
+    const weft_rows at = entries(ids);
+    for (int64_t k = 0; k < n; k++) start[id[weft_row_at(&at, k)] + 2]++;
     for (int64_t r = 0; r < rows; r++) start[r + 2] += start[r + 1];
-    for (int64_t k = 0; k < n; k++) position[start[id[k] + 1]++] = k;
+    for (int64_t k = 0; k < n; k++) position[start[id[weft_row_at(&at, k)] + 1]++] = k;
     rows_job j = { .dy = dy->data, .dw = dw->data, .start = start, .position = position,
                    .rows = rows, .width = dw->shape[1] };
+    weft_rows_of(dy, 1, &j.at);
     j.row_grain = GRAIN / least(j.width, COLUMNS) / 4 + 1;
     j.row_pieces = weft_pieces(rows, j.row_grain);
     weft_parallel(j.row_pieces * weft_pieces(j.width, COLUMNS),

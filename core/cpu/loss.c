@@ -9,6 +9,7 @@ enum { MEAN, SUM, NONE };
 
 typedef struct job {
     const void *x, *target, *dloss, *lse_in;  // target: int64 classes or REAL
+    weft_rows dloss_at;
     void *loss, *lse, *dx, *dtarget;
     double *rows;            // the loss of each row, or of each piece of pairs
     int64_t n, classes, grain, ignore, counted, reduction;
@@ -88,6 +89,7 @@ CPU_KERNEL(cross_entropy_backward) {
               .smoothing = at->AT(cross_entropy_backward, label_smoothing),
               .reduction = at->AT(cross_entropy_backward, reduction) };
     set_rows(&j, call->in[1]);
+    weft_rows_of(call->in[0], 0, &j.dloss_at);
     weft_status status = check_targets(&j);
     if (status != WEFT_OK) return status;
     weft_parallel(weft_pieces(j.n, j.grain), PICK(call->in[1], class_grad_piece), &j);
@@ -107,6 +109,7 @@ CPU_KERNEL(cross_entropy_soft_backward) {
               .dtarget = needs & 2 ? call->out[1]->data : NULL,
               .reduction = call->at->AT(cross_entropy_soft_backward, reduction) };
     set_rows(&j, call->in[1]);
+    weft_rows_of(call->in[0], 0, &j.dloss_at);
     weft_parallel(weft_pieces(j.n, j.grain), PICK(call->in[1], soft_grad_piece), &j);
     return WEFT_OK;
 }

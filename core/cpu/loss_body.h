@@ -8,7 +8,7 @@ ALWAYS_INLINE double FN(logsumexp_row)(const REAL *RESTRICT x, int64_t n) {
 // What a row's gradient is multiplied by.
 ALWAYS_INLINE REAL FN(weight_of)(const job *j, int64_t i, int64_t counted) {
     const REAL *dloss = j->dloss;
-    if (j->reduction == NONE) return dloss[i];
+    if (j->reduction == NONE) return dloss[weft_row_at(&j->dloss_at, i)];
     return j->reduction == SUM ? dloss[0] : (REAL)((double)dloss[0] / (double)counted);
 }
 

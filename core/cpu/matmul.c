@@ -173,23 +173,98 @@ CPU_KERNEL(matmul) {
     return status;
 }
 
+// Rows of width `n` as a product takes them; packed where they overlap or repeat, which BLAS can't read.
+typedef struct even_rows {
+    const void *data;
+    weft_rows at;
+    char *packed;
+    int64_t nbytes;
+} even_rows;
+
+static weft_status take_rows(even_rows *e, const weft_view *x, int64_t n, weft_backend *backend, bool pack) {
+    weft_rows r = {1, 0, 0, n};
+    weft_rows_of(x, 1, &r);
+    *e = (even_rows){.data = x->data, .at = r};
+    const int64_t rows = r.outer * r.inner, size = weft_dtype_size(x->dtype);
+    if (r.inner == 1 && r.outer == 1) e->at.row = n;
+    if ((r.inner == 1 || r.row >= n) && !pack) return WEFT_OK;
+    e->at = (weft_rows){1, rows, 0, n};
+    e->nbytes = rows * n * size;
+    e->packed = weft_workspace(backend, e->nbytes);
+    if (!e->packed) return WEFT_ENOMEM;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(e->packed + i * n * size, (const char *)x->data + weft_row_at(&r, i) * size, (size_t)(n * size));
+    e->data = e->packed;
+    return WEFT_OK;
+}
+
+static void give_rows(even_rows *e, weft_backend *backend) {
+    if (e->packed) weft_workspace_free(backend, e->packed, e->nbytes);
+}
+
+// Elements to skip between blocks, beside even rows.
+static int64_t gap(const even_rows *e) {
+    return e->at.outer > 1 ? e->at.block - e->at.inner * e->at.row : 0;
+}
+
 CPU_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *y = call->out[0];
     const int64_t k = weight->shape[1], n = weight->shape[0];
     if (y->numel == 0) return WEFT_OK;
+    even_rows rows;
+    weft_status status = take_rows(&rows, x, k, call->backend, false);
+    if (status != WEFT_OK) return status;
     weft_gemm g = {.dtype = x->dtype,
                    .trans_b = true,
                    .m = y->numel / n,
                    .n = n,
                    .k = k,
-                   .lda = k,
+                   .lda = rows.at.row,
                    .ldb = k,
                    .ldc = n,
                    .alpha = 1,
-                   .a = x->data,
+                   .a = rows.data,
                    .b = weight->data,
                    .c = y->data,
                    .bias = call->in[2] ? call->in[2]->data : NULL};
-    g.row_group = weft_row_group(x);
-    return weft_gemm_run(&g);
+    g.gap_a = gap(&rows);
+    g.row_group = g.gap_a ? rows.at.inner : weft_row_group(x);
+    status = weft_gemm_run(&g);
+    give_rows(&rows, call->backend);
+    return status;
+}
+
+CPU_KERNEL(linear_weight_backward) {
+    const weft_view *dy = call->in[0], *x = call->in[1], *dw = call->out[0];
+    const int64_t m = dw->shape[0], n = dw->shape[1];
+    if (dw->numel == 0) return WEFT_OK;
+    even_rows left, right = {0};
+    weft_status status = take_rows(&left, dy, m, call->backend, false);
+    if (status == WEFT_OK) {
+        status = take_rows(&right, x, n, call->backend, false);
+        // both in blocks, but not in the same ones
+        if (status == WEFT_OK && gap(&left) && gap(&right) && left.at.inner != right.at.inner)
+            status = take_rows(&right, x, n, call->backend, true);
+    }
+    if (status == WEFT_OK)
+        status = weft_gemm_run(&(weft_gemm){.dtype = x->dtype,
+                                            .trans_a = true,
+                                            .m = m,
+                                            .n = n,
+                                            .k = dy->numel / m,
+                                            .lda = left.at.row,
+                                            .ldb = right.at.row,
+                                            .ldc = n,
+                                            .alpha = 1,
+                                            .a = left.data,
+                                            .b = right.data,
+                                            .c = dw->data,
+                                            .k_group = gap(&left)    ? left.at.inner
+                                                       : gap(&right) ? right.at.inner
+                                                                     : 0,
+                                            .k_gap_a = gap(&left),
+                                            .k_gap_b = gap(&right)});
+    give_rows(&right, call->backend);
+    give_rows(&left, call->backend);
+    return status;
 }

@@ -9,6 +9,7 @@
 
 typedef struct rows {
     const void *dy, *x, *weight, *bias, *mean, *rstd;
+    weft_rows dy_rows;
     void *y, *mean_out, *rstd_out, *dx;
     int64_t n, d, grain;
     double eps;
@@ -63,6 +64,7 @@ CPU_KERNEL(rms_norm) {
 
 static weft_status backward(const weft_call *call, rows *r) {
     set_rows(r, call->in[1]);
+    weft_rows_of(call->in[0], 1, &r->dy_rows);
     bool f32 = call->in[0]->dtype == WEFT_FLOAT32;
     bool sums = r->want_weight || r->want_bias;
     if (r->d == 0) return WEFT_OK;

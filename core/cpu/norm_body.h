@@ -82,7 +82,8 @@ static void FN(backward_piece)(void *context, int64_t piece) {
     REAL *local = sum ? (REAL *)r->local + piece * 2 * d : NULL;
     for (int64_t i = 0; sum && i < 2 * d; i++) { sums[i] = 0; local[i] = 0; }
     for (int64_t i = begin; i < end; i++) {
-        const REAL *RESTRICT dy = (const REAL *)r->dy + i * d, *RESTRICT x = (const REAL *)r->x + i * d;
+        const REAL *RESTRICT dy = (const REAL *)r->dy + weft_row_at(&r->dy_rows, i);
+        const REAL *RESTRICT x = (const REAL *)r->x + i * d;
         const REAL rstd = ((const REAL *)r->rstd)[i], mean = r->center ? ((const REAL *)r->mean)[i] : 0;
         if (r->dx) FN(grad_row)(dy, x, r->weight, (REAL *)r->dx + i * d, d, mean, rstd, r->center);
         if (!sum) continue;

@@ -34,6 +34,10 @@ static inline void turn_four(const float *RESTRICT from, int64_t ld, int64_t dep
         for (int j = 0; j < 4; j++) to[p * width + j] = from[j * ld + p];
 }
 
+static inline int64_t position(const weft_gemm *g, int64_t p, int64_t ld, int64_t gap) {
+    return p * ld + (gap ? p / g->k_group * gap : 0);
+}
+
 // Positions [p0, p0 + depth) and columns [j0, j1) of op(B) as panels [depth, WIDE], zeros behind.
 static void pack_b(const weft_gemm *g, const float *b, int64_t p0, int64_t depth, int64_t j0,
                    int64_t j1, float *to) {
@@ -41,7 +45,7 @@ static void pack_b(const weft_gemm *g, const float *b, int64_t p0, int64_t depth
         for (int64_t p = 0; p < depth; p++)
             for (int64_t j = j0; j < j1; j += WIDE) {
                 const int64_t n = j1 - j < WIDE ? j1 - j : WIDE;
-                const float *from = b + (p0 + p) * g->ldb + j;
+                const float *from = b + position(g, p0 + p, g->ldb, g->k_gap_b) + j;
                 float *row = to + (j - j0) * DEPTH + p * WIDE;
                 if (n == WIDE)
                     memcpy(row, from, sizeof(float) * WIDE);
@@ -69,7 +73,7 @@ static void pack_b(const weft_gemm *g, const float *b, int64_t p0, int64_t depth
 static void pack_a(const weft_gemm *g, const float *a, int64_t p0, int64_t depth, int64_t i0,
                    int64_t m, float *to) {
     for (int64_t p = 0; p < depth; p++) {
-        const float *from = a + (p0 + p) * g->lda + i0;
+        const float *from = a + position(g, p0 + p, g->lda, g->k_gap_a) + i0;
         float *row = to + p * PANEL_ROWS;
         int64_t i = 0;
         for (; i + PANEL_ROWS <= m; i += PANEL_ROWS)
@@ -87,19 +91,31 @@ static void edge(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_
             c[i * ldc + j] = add ? c[i * ldc + j] + spare[i * WIDE + j] : spare[i * WIDE + j];
 }
 
-// C[i0 .. i1, j0 .. j1) of one product, set or added to; at most WEFT_TILE_N columns.
+// Columns [j0, j1) of op(B), positions [p0, p0 + DEPTH), as panels at their place in `packed`.
+void WEFT_PASTE(weft_cpu_, WEFT_ISA, product_pack)(const weft_gemm *g, const float *b, int64_t p0,
+                                               int64_t j0, int64_t j1, float *packed);
+void WEFT_PASTE(weft_cpu_, WEFT_ISA, product_pack)(const weft_gemm *g, const float *b, int64_t p0,
+                                               int64_t j0, int64_t j1, float *packed) {
+    const int64_t depth = g->k - p0 < DEPTH ? g->k - p0 : DEPTH;
+    pack_b(g, b, p0, depth, j0, j1, packed + p0 * weft_product_width(g->n) + j0 * DEPTH);
+}
+
+// C[i0 .. i1, j0 .. j1) of one product, set or added to; at most WEFT_TILE_N columns. packed: all of
+// op(B) by product_pack, or NULL.
 void WEFT_PASTE(weft_cpu_, WEFT_ISA, product)(const weft_gemm *g, const float *a, const float *b,
-                                          float *c, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
-                                          bool add, float *scratch);
+                                          const float *packed, float *c, int64_t i0, int64_t i1,
+                                          int64_t j0, int64_t j1, bool add, float *scratch);
 void WEFT_PASTE(weft_cpu_, WEFT_ISA, product)(const weft_gemm *g, const float *a, const float *b,
-                                          float *c, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
-                                          bool add, float *scratch) {
+                                          const float *packed, float *c, int64_t i0, int64_t i1,
+                                          int64_t j0, int64_t j1, bool add, float *scratch) {
     const float alpha = (float)g->alpha;
-    float *panels = scratch, *rows_of_a = panels + DEPTH * WEFT_TILE_N,
+    float *mine = scratch, *rows_of_a = mine + DEPTH * WEFT_TILE_N,
           *spare = rows_of_a + DEPTH * HIGH;
     for (int64_t p0 = 0; p0 < g->k && !weft_stopped(); p0 += DEPTH, add = true) {
         const int64_t depth = g->k - p0 < DEPTH ? g->k - p0 : DEPTH;
-        pack_b(g, b, p0, depth, j0, j1, panels);
+        const float *panels =
+            packed ? packed + p0 * weft_product_width(g->n) + j0 * DEPTH : mine;
+        if (!packed) pack_b(g, b, p0, depth, j0, j1, mine);
         for (int64_t i = i0; i < i1; i += HIGH) {
             const int64_t m = i1 - i < HIGH ? i1 - i : HIGH, step = g->trans_a ? PANEL_ROWS : m;
             const int64_t a_row = g->trans_a ? 1 : g->lda, a_col = g->trans_a ? PANEL_ROWS : 1;
@@ -110,13 +126,13 @@ void WEFT_PASTE(weft_cpu_, WEFT_ISA, product)(const weft_gemm *g, const float *a
                 const float *panel = panels + (j - j0) * DEPTH;
                 for (int64_t r = 0; r < m; r += step) {
                     const int64_t rows = m - r < step ? m - r : step;
-                    const float *mine = left + r * (g->trans_a ? DEPTH : g->lda);
+                    const float *from = left + r * (g->trans_a ? DEPTH : g->lda);
                     float *to = c + (i + r) * g->ldc + j;
                     if (whole)
-                        NAME(panel)(rows, whole, depth, mine, a_row, a_col, panel, WIDE, to,
+                        NAME(panel)(rows, whole, depth, from, a_row, a_col, panel, WIDE, to,
                                     g->ldc, alpha, add);
                     if (whole < n)
-                        edge(rows, n - whole, depth, mine, a_row, a_col, panel + whole, to + whole,
+                        edge(rows, n - whole, depth, from, a_row, a_col, panel + whole, to + whole,
                              g->ldc, alpha, add, spare);
                 }
             }

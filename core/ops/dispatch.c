@@ -82,6 +82,13 @@ static weft_status check_inputs(const weft_op_info *info, const weft_tensor *con
     return WEFT_OK;
 }
 
+// Whether a kernel takes input k as it lies. A GPU's takes what is contiguous.
+static bool takes(const weft_op_info *info, int k, const weft_view *v) {
+    weft_rows rows;
+    if (info->kind != KERNEL || weft_view_contiguous(v)) return true;
+    return info->apart[k] && (v->device == WEFT_CPU || v->device == WEFT_META) && weft_rows_of(v, info->apart[k] - 1, &rows);
+}
+
 static weft_status run_kernel(weft_op op, const weft_view *const *in, int n_in, weft_view *const *out,
                               int n_out, const weft_attrs *at, int device) {
     if (device == WEFT_META) return WEFT_OK;
@@ -186,7 +193,7 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
             used[i] = temporary[i] = converted(in[i], WEFT_INT64);
             if (!used[i]) { code = WEFT_ENOMEM; goto done; }
         }
-        if ((info->kind == KERNEL) && !weft_view_contiguous(&used[i]->v)) {
+        if (!takes(info, k, &used[i]->v)) {
             weft_tensor *c = copied(used[i]);
             weft_free(temporary[i]);
             used[i] = temporary[i] = c;

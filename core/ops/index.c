@@ -104,7 +104,12 @@ weft_status shape_index_select(weft_shape_call *call) {
 
 weft_status grad_index_select(weft_grad_call *call) {
     if (!NEEDS(call, 0)) return WEFT_OK;
-    weft_tensor *zeros = weft_zeros_as(&call->in_view[0]);
+    const weft_view *x = &call->in_view[0];
+    if (x->ndim == 2 && call->at->AT(index_select, dim) % 2 == 0) { // dim 0 or -2: rows, as of a table
+        HAVE(call->dx[0] = weft_embedding_backward(call->in[1], call->dy[0], x->shape[0]));
+        return WEFT_OK;
+    }
+    weft_tensor *zeros = weft_zeros_as(x);
     HAVE(zeros);
     call->dx[0] = weft_index_add(zeros, call->in[1], call->dy[0], call->at->AT(index_select, dim));
     HAVE(call->dx[0]);

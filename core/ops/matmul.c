@@ -94,21 +94,19 @@ weft_status shape_linear(weft_shape_call *call) {
     return weft_set_shape(&call->out[0], shape, x->ndim);
 }
 
+weft_status shape_linear_weight_backward(weft_shape_call *call) {
+    const weft_view *dy = call->in[0], *x = call->in[1];
+    bool same = dy->ndim >= 1 && dy->ndim == x->ndim;
+    for (int d = 0; same && d < dy->ndim - 1; d++) same = dy->shape[d] == x->shape[d];
+    if (!same) return weft_fail(WEFT_EINVAL, "expected dy [..., out] and x [..., in]");
+    const int64_t shape[2] = {dy->shape[dy->ndim - 1], x->shape[x->ndim - 1]};
+    return weft_set_shape(&call->out[0], shape, 2);
+}
+
 weft_status grad_linear(weft_grad_call *call) {
     const weft_tensor *dy = call->dy[0];
     if (NEEDS(call, 0)) HAVE(call->dx[0] = weft_matmul(dy, call->in[1]));
-    if (NEEDS(call, 1)) {
-        const weft_view *weight = &call->in_view[1];
-        if (dy->v.numel == 0 || call->in[0]->v.numel == 0) {
-            HAVE(call->dx[1] = weft_zeros_as(weight));
-        } else {
-            weft_tensor *rows, *x;
-            HAVE(rows = rows_of(dy));
-            HAVE(rows = turned(rows));
-            HAVE(x = rows_of(call->in[0]));
-            HAVE(call->dx[1] = weft_matmul(rows, x));
-        }
-    }
+    if (NEEDS(call, 1)) HAVE(call->dx[1] = weft_linear_weight_backward(dy, call->in[0]));
     if (NEEDS(call, 2)) HAVE(call->dx[2] = weft_sum_to(dy, &call->in_view[2]));
     return WEFT_OK;
 }

@@ -40,12 +40,13 @@ static uint32_t mask_of(const char *dtypes) {
 // One word of "x weight? ids:index xs..." into the info.
 static void parse_input(weft_op_info *info, int i, const char *word, size_t n) {
     size_t k = 0;
-    while (k < n && word[k] != '?' && word[k] != ':' && word[k] != '.') k++;
+    while (k < n && !strchr("/?:.", word[k])) k++;
     size_t name = k < sizeof info->in_name[i] ? k : sizeof info->in_name[i] - 1;
     memcpy(info->in_name[i], word, name);
     for (; k < n; k++) {
         if (word[k] == '?') info->optional[i] = 1;
         if (word[k] == '.') info->n_in = -1;
+        if (word[k] == '/') info->apart[i] = (uint8_t)(word[k + 1] - '0' + 1);
         if (word[k] == ':') {
             if (strncmp(word + k, ":index", 6) == 0) info->in_class[i] = 1;
             if (strncmp(word + k, ":bool", 5) == 0) info->in_class[i] = 2;

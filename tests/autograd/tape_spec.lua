@@ -14,18 +14,19 @@ local function table_of(t) return t:totable() end
 
 describe("a frozen weight", function()
   -- products are the only calls of these in the backward of a linear layer
-  local products = { "matmul", "linear", "lora_linear", "lora_linear_backward" }
+  local products = { "matmul", "linear", "linear_weight_backward", "lora_linear", "lora_linear_backward" }
 
   it("costs no dW product", function()
     local x, w = randn({ 4, 6 }, true), randn { 5, 6 }
     local loss = weft.linear(x, w):sum()
     local n = counts.during(products, function() loss:backward() end)
     assert.equal(1, n.matmul + n.linear)
+    assert.equal(0, n.linear_weight_backward)
 
     w:requires_grad_()
     loss = weft.linear(x, w):sum()
     n = counts.during(products, function() loss:backward() end)
-    assert.equal(2, n.matmul + n.linear)
+    assert.equal(2, n.matmul + n.linear + n.linear_weight_backward)
   end)
 
   it("costs no dW product in a matrix product, on either side", function()

@@ -4,6 +4,7 @@
 local ffi = require "ffi"
 local weft = require "weft"
 local state = require("weft.core").state
+local near = require("tests.support.near").near
 
 local function stream(name) return weft.random.stream("products " .. name, 5) end
 local rng = { key = 0x9E3779B97F4A7C15ULL, counter = 3ULL }
@@ -142,6 +143,36 @@ describe("hot paths", function()
     assert.equal(0, copies(function() weft.matmul(a:transpose(1, 2), b:transpose(1, 2)) end))
   end)
 
+  it("multiply rows that lie apart as they lie, forward to the same bits, and backward", function()
+    for _, dtype in ipairs { "float32", "float64" } do
+      for _, out in ipairs { 3, 40 } do
+        local x, w, b = randn("apart x", { 5, 19, 33 }):to(dtype), randn("w", { out, 33 }):to(dtype), randn("b", { out }):to(dtype)
+        local dy = randn("apart dy", { 5, 19, out }):to(dtype)
+        -- rows of a larger tensor, with something before and after each; the same row again and again; blocks that overlap
+        local wide = weft.zeros { 5, 23, 40, dtype = dtype }:narrow(2, 3, 19):narrow(3, 5, 33)
+        wide:copy_(x)
+        local same = x:narrow(2, 1, 1):expand(5, 19, 33)
+        local overlapping = x:reshape(-1):narrow(1, 1, 33 * 23):unfold(1, 33 * 19, 33):reshape(5, 19, 33)
+        for name, view in pairs { wide = wide, same = same, overlapping = overlapping } do
+          local function both(t, gradient)
+            t = t:detach():requires_grad_()
+            local v = w:detach():requires_grad_()
+            local y = weft.linear(t, v, b)
+            y:backward { gradient = gradient }
+            return { y, t.grad, v.grad }
+          end
+          local far = weft.zeros { 5, 20, out + 1, dtype = dtype }:narrow(2, 2, 19):narrow(3, 1, out)
+          far:copy_(dy)
+          local got
+          assert.equal(0, copies(function() got = both(view, far) end), name)
+          local want = both(view:contiguous(), dy)
+          assert.is_true(same_bits(want[1], got[1]), name)
+          for i = 2, 3 do near(got[i], want[i], dtype == "float32" and 1e-5 or 1e-13, name .. " " .. i) end
+        end
+      end
+    end
+  end)
+
   it("attend over heads that are views, and give heads back that way", function()
     local x = randn("x", { 2, 50, 3, 16 })
     local q = x:transpose(2, 3)
@@ -203,7 +234,6 @@ end)
 describe("position tables", function()
   it("are resized as elsewhere, by each of the three rules", function()
     local file = assert(require("weft.io.safetensors").open "tests/golden/pos_interp.safetensors")
-    local near = require("tests.support.near").near
     local table_ = assert(file:tensor "table"):narrow(2, 2, 37 * 37):reshape { 1, 37, 37, 8 }:permute { 1, 4, 2, 3 }
     for _, name in ipairs(file.names) do
       local rule, h, w = name:match "^(%a+)%.(%d+)x(%d+)$"
