@@ -1,7 +1,6 @@
 // engine.c: backward. Nodes run from the newest to the oldest, so each has all its gradients when
 // its turn comes, and sums have one order. Lua nodes and hooks make it pause (weft_run_step).
 #include "../core.h"
-#include <stdlib.h>
 #include <string.h>
 
 struct weft_run {
@@ -34,9 +33,26 @@ static weft_status push(weft_run *r, weft_node *n) {
     return WEFT_OK;
 }
 
-static int newest_first(const void *a, const void *b) {
-    int64_t x = (*(weft_node *const *)a)->seq, y = (*(weft_node *const *)b)->seq;
-    return x < y ? 1 : x > y ? -1 : 0;
+// The oldest of the first n goes down to where both below it are newer.
+static void sift(weft_node **nodes, int64_t at, int64_t n) {
+    weft_node *moved = nodes[at];
+    for (int64_t below; (below = 2 * at + 1) < n; at = below) {
+        if (below + 1 < n && nodes[below + 1]->seq < nodes[below]->seq) below++;
+        if (moved->seq < nodes[below]->seq) break;
+        nodes[at] = nodes[below];
+    }
+    nodes[at] = moved;
+}
+
+// A heap sort: the C library's takes memory from the system for lists as long as these.
+static void newest_first(weft_node **nodes, int64_t n) {
+    for (int64_t i = n / 2 - 1; i >= 0; i--) sift(nodes, i, n);
+    for (int64_t i = n - 1; i > 0; i--) {
+        weft_node *oldest = nodes[0];
+        nodes[0] = nodes[i];
+        nodes[i] = oldest;
+        sift(nodes, 0, i);
+    }
 }
 
 // Takes g over. Adds into what is there, in place when nobody else can see it.
@@ -115,7 +131,7 @@ weft_run *weft_run_new(weft_tensor *const *roots, weft_tensor *const *grads, int
             if (push(r, to) != WEFT_OK) goto fail;
         }
     }
-    qsort(r->nodes, (size_t)r->n, sizeof *r->nodes, newest_first);
+    newest_first(r->nodes, r->n);
     weft_set_grad_enabled(was);
     return r;
 fail:
