@@ -168,13 +168,8 @@ static weft_tensor *run_into(weft_group *g, const weft_tensor *t, const weft_vie
     weft_tensor *dense = y && g->with ? weft_contiguous(t) : NULL;
     weft_status code = WEFT_OK;
     if (!y || (g->with && !dense)) code = weft_error_code();
-    else if (!g->with) {
-        weft_view as = t->v;                // one rank: all of it, as a matrix where a number was gathered
-        if (as.ndim == 0) as.ndim = 1, as.shape[0] = 1, as.stride[0] = 1;
-        weft_tensor *source = weft_strided(t, as.shape, as.stride, as.ndim, 0);
-        code = source ? weft_copy_(y, source) : weft_error_code();
-        weft_free(source);
-    } else if (y->v.numel > 0 && reduce)
+    else if (!g->with) code = weft_copy_(y, t);      // one rank: all of it; a number becomes [1]
+    else if (y->v.numel > 0 && reduce)
         code = g->with->reduce_scatter(g->group, y->v.data, dense->v.data, y->v.numel, t->v.dtype, reduction);
     else if (y->v.numel > 0) code = g->with->all_gather(g->group, y->v.data, dense->v.data, t->v.numel, t->v.dtype);
     weft_free(dense);

@@ -21,6 +21,7 @@ describe("a group on a GPU", function()
         assert.same({ { 0, 1, 2 }, { 3, 4, 5 } }, group:reduce_scatter(t, how):totable())
       end
       assert.same({ { 0, 3 }, { 1, 4 }, { 2, 5 } }, group:all_gather(t:transpose(1, 2)):totable())
+      assert.same({ { 3, 4, 5 } }, group:all_gather(t:narrow(1, 2, 1)):totable())
       assert.same({ { 0, 1, 2 }, { 3, 4, 5 } }, group:broadcast_(t):totable())
     end
     assert.same({ 1, 0 }, group:all_gather(weft.tensor({ 1, 0 }, { dtype = "bool" }):to(device)):to("int32"):totable())
