@@ -56,14 +56,15 @@ weft_status cuda_describe(int index, char *text, int64_t size) {
 }
 
 void cuda_about(char *text, int64_t size) {
-    char dnn[400], comm[400];
+    char speaks[48] = "there is no driver", dnn[400], comm[400];
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     cuda_dnn_about(dnn, sizeof dnn);
     cuda_comm_about(comm, sizeof comm);
-    snprintf(text, (size_t)size, "built for %s with CUDA %d.%d; the driver speaks %d.%d; %s; %s", WEFT_CUDA_BUILT_FOR, runtime / 1000,
-             runtime / 10 % 100, driver / 1000, driver / 10 % 100, dnn, comm);
+    if (driver) snprintf(speaks, sizeof speaks, "the driver speaks %d.%d", driver / 1000, driver / 10 % 100);
+    snprintf(text, (size_t)size, "built for %s with CUDA %d.%d; %s; %s; %s", WEFT_CUDA_BUILT_FOR, runtime / 1000, runtime / 10 % 100,
+             speaks, dnn, comm);
 }
 
 // --- the first kernel: squares, back to front through shared memory
