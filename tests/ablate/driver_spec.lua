@@ -73,7 +73,7 @@ describe("weft ablate", function()
     assert.truthy(again:find("cell dropout1.5-rank2 started", 1, true)) -- another chance
 
     local csv = files.read(dir .. "/table.csv")
-    assert.truthy(csv:find("cell,lora.dropout,lora.rank,state,retrieval.r_mean,trainable,seconds\n", 1, true))
+    assert.truthy(csv:find("cell,lora.dropout,lora.rank,state,retrieval.r_mean,trainable,seconds,note\n", 1, true))
     assert.truthy(csv:find("dropout0-rank2,0,2,done,", 1, true))
     assert.truthy(csv:find("dropout1.5-rank2,1.5,2,failed,", 1, true))
     local found = support.json(dir .. "/table.json")
@@ -102,7 +102,7 @@ describe("weft ablate", function()
         sleep 0.05
       done
       kill -9 $driver
-      kill -9 $(tail -n 1 %s/locks/cells-rank2)
+      kill -9 $(tail -n 1 %s/locks/cells-rank2 | cut -d" " -f1)
       wait $driver
       [ -f %s/cells/rank2/result.json ] && echo too late
       %s >%s/second.txt 2>&1 &
@@ -144,23 +144,49 @@ describe("weft ablate", function()
 end)
 
 describe("an ablation's verdict", function()
-  local tables = require "weft.ablate.table"
+  local results = require "weft.ablate.results"
   local plan = { keys = { "lora.rank", "seed" }, labels = { ["lora.rank"] = "rank", seed = "seed" } }
   local function setting(rank, mean, spread, n)
     return { values = { ["lora.rank"] = tostring(rank), seed = "1" }, mean = mean, spread = spread, n = n or 3 }
   end
 
   it("puts the difference beside the spread over seeds", function()
-    local line, apart = tables.compare(plan, setting(16, 60.4, 0.9), setting(8, 60, 0.9))
+    local line, apart = results.compare(plan, setting(16, 60.4, 0.9), setting(8, 60, 0.9))
     assert.equal("rank 16 - 8 = 0.4, spread over seeds 0.9: not separable", line)
     assert.falsy(apart)
-    line, apart = tables.compare(plan, setting(16, 64, 0.9), setting(8, 60, 0.9))
+    line, apart = results.compare(plan, setting(16, 64, 0.9), setting(8, 60, 0.9))
     assert.equal("rank 16 - 8 = 4, spread over seeds 0.9: separable", line)
     assert.truthy(apart)
   end)
 
+  it("asks more of few seeds than of many, by Student's t", function()
+    assert.falsy(select(2, results.compare(plan, setting(16, 62, 0.9), setting(8, 60, 0.9))))  -- t = 2.72, below 2.776
+    assert.truthy(select(2, results.compare(plan, setting(16, 62, 0.9, 6), setting(8, 60, 0.9, 6))))
+    assert.falsy(select(2, results.compare(plan, setting(16, 62, 0, 3), setting(8, 62, 0, 3))))
+    assert.truthy(select(2, results.compare(plan, setting(16, 63, 0, 3), setting(8, 62, 0, 3))))
+  end)
+
   it("does not judge by one seed", function()
-    assert.truthy(tables.compare(plan, setting(16, 64, nil, 1), setting(8, 60, nil, 1)):find "one seed: not separable")
+    assert.truthy(results.compare(plan, setting(16, 64, nil, 1), setting(8, 60, nil, 1)):find "one seed: not separable")
+  end)
+end)
+
+describe("threads of the next task", function()
+  local function share(threads, jobs, ...) return require("weft.ablate.driver").share({ threads = threads, jobs = jobs }, ...) end
+
+  it("are all that are free where it is alone, else its part", function()
+    assert.equal(8, share(8, 4, 0, 0, 1, 0, 8))  -- a warm-up that all wait for
+    assert.equal(2, share(8, 4, 0, 0, 9, 0, 8))
+    assert.equal(2, share(8, 4, 2, 1, 8, 0, 8))
+    assert.equal(4, share(8, 4, 4, 2, 1, 0, 8))  -- the last one takes what the others leave
+    assert.equal(1, share(2, 4, 2, 2, 9, 0, 2))  -- more jobs than cores, as asked for
+  end)
+
+  it("leave alone what other drivers use on the machine", function()
+    assert.equal(5, share(8, 1, 0, 0, 1, 3, 8))
+    assert.equal(1, share(1, 1, 0, 0, 1, 1, 2))
+    assert.is_nil(share(8, 1, 0, 0, 1, 8, 8))
+    assert.is_nil(share(8, 2, 4, 1, 1, 4, 8))
   end)
 end)
 

@@ -5,8 +5,8 @@ local Plan = require "weft.ablate.plan"
 local RECIPE = "recipes/stage1.lua"
 
 local function plan(words, more)
-  local axes, fixed = grid.parse(words)
-  local o = { recipe = RECIPE, axes = axes, fixed = fixed }
+  local axes, fixed, computed = grid.parse(words)
+  local o = { recipe = RECIPE, axes = axes, fixed = fixed, computed = computed }
   for k, v in pairs(more or {}) do o[k] = v end
   return Plan.new(o)
 end
@@ -29,6 +29,32 @@ describe("an ablation's plan", function()
     assert.same({ "dropout0", "dropout0.1", "dropout0.2" }, names(plan { "lora.dropout=0..0.2..0.1" }))
     assert.same({ "targetsquery", "targetsquery+value" }, names(plan { "lora.targets=[query],[query,value]" }))
     assert.same({ "alpha8-rank4", "alpha16-rank8" }, names(plan { "lora.rank+lora.alpha=4+8,8+16" }))
+  end)
+
+  it("computes values from others, and keeps what a condition names, from the command line", function()
+    assert.same({ "alpha8-rank4", "alpha16-rank8" }, names(plan { "lora.rank=4,8", "lora.alpha:=2 * lora.rank" }))
+    assert.same({ "rank4-targetsquery+key" }, names(plan({ "lora.rank+lora.targets=4+[query,key],8+[query]" },
+      { where = grid.condition "lora.rank < 8 and max(batch, 1) == 64" })))
+    assert.error_matches(function() plan { "lora.rank=4,8", "lora.alpha:=2 * rank" } end, "lora.alpha: rank is no key of the config")
+    assert.error_matches(function() plan { "lora.rank=4,8", "lora.alpha:=2 *" } end, "lora.alpha: a Lua expression such as")
+  end)
+
+  it("draws what the command line asks for, whole numbers between whole ends", function()
+    local axes, _, _, draw = grid.parse { "lora.rank=2~64", "lora_lr=log:0.1~10", "lora.targets=~[query],[query,value]", "seed=1,2" }
+    assert.equal(1, #axes)
+    assert.same({ ["lora.rank"] = { 2, 64, whole = true }, lora_lr = { 0.1, 10, log = true },
+      ["lora.targets"] = { choices = { "[query]", "[query,value]" } } }, draw)
+    for _, point in ipairs(grid.random_axis { n = 20, draw = draw }) do
+      local rank, rate = tonumber(point[1][2]), tonumber(point[3][2])
+      assert.is_true(rank % 1 == 0 and rank >= 2 and rank <= 64 and rate >= 0.1 and rate <= 10)
+      assert.truthy(point[2][2]:find "^%[query")
+    end
+    assert.error_matches(function() grid.random_axis { n = 2, draw = { lr = { 0, 1, lgo = true } } } end, "unknown key lgo; known: choices, log, whole")
+    assert.error_matches(function() grid.random_axis { n = 2, draw = { lr = { 0, 1, log = true } } } end, "log wants numbers above 0")
+  end)
+
+  it("refuses a key that is swept twice", function()
+    assert.error_matches(function() plan { "lora.rank=4,8", "lora.rank+lora.alpha=4+8,8+16" } end, "lora.rank is swept twice")
   end)
 
   it("refuses an unknown key with the nearest, and a value of the wrong type", function()
@@ -57,6 +83,17 @@ describe("an ablation's plan", function()
     assert.same({ "alpha8-rank4-lora_lr0.25", "alpha32-rank16-lora_lr0.0625" }, names(p))
     assert.error_matches(function() weft.ablate { recipe = RECIPE, grid = { seed = { 1 } }, where = function() return false end } end,
       "no cell is left")
+  end)
+
+  it("takes ranges in tables, and words that are added to a plan's file", function()
+    local ablate = require "weft.ablate"
+    assert.same({ "seed1", "seed2", "seed3" }, names(weft.ablate { recipe = RECIPE, grid = { seed = "1..3" } }))
+    ablate.set_next { axes = (grid.parse { "lora.rank=2,4" }), fixed = { "lr=0.5" }, share = false }
+    local p = weft.ablate { recipe = RECIPE, grid = { seed = { 1 } }, fixed = { "lr=0.1" } }
+    assert.same({ "rank2-seed1", "rank4-seed1" }, names(p))
+    assert.equal(0, #p.warmups)
+    assert.same({ "lr=0.1", "lr=0.5" }, p.fixed)
+    assert.equal(1, #weft.ablate { recipe = RECIPE, grid = { seed = { 1 } } }.cells)  -- the words are gone
   end)
 
   it("draws at random, keyed by seed, key and number", function()

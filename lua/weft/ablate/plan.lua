@@ -109,10 +109,11 @@ function Plan.new(o)
       seen[cell.name] = true
       local why, phase = branch.unfit(d.recipe)
       self.why_whole = self.why_whole or why
+      -- cells of a group come through the same first phase, whether they share it or not
+      if not why then cell.group = files.hash(d.recipe.hash .. shared_text(d.config, d.recipe.after_warmup)):sub(1, 8) end
       if not why and o.share ~= false then
-        cell.warmup, cell.phase = files.hash(d.recipe.hash .. shared_text(d.config, d.recipe.after_warmup)):sub(1, 8), phase.name
-        local share = (phase.last - phase.first + 1) / config_of.get(d.recipe.config, "epochs", 1)
-        cell.share = share
+        cell.warmup, cell.phase = cell.group, phase.name
+        cell.share = (phase.last - phase.first + 1) / config_of.get(d.recipe.config, "epochs", 1)
       end
       self.cells[#self.cells + 1] = cell
     end

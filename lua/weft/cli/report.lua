@@ -13,7 +13,7 @@ function M.run(args)
   local path = args.output or (#args == 1 and args[1]:gsub("/+$", "") .. "/report.html" or "report.html")
   local ok, message
   if #args == 1 and require("weft.files").exists(args[1] .. "/plan.json") then
-    ok, message = require("weft.report.ablation").write(require("weft.ablate.table").collect(args[1]), path)
+    ok, message = require("weft.report.ablation").write(require("weft.ablate.results").collect(args[1]), path)
   else
     ok, message = require("weft.report.html").write({ unpack(args) }, path)
   end
