@@ -70,6 +70,56 @@ describe("a shared first phase", function()
     assert.equal(result(both, nil, 1).hashes.final, result(both, dir, 2).hashes.final)
   end)
 
+  -- --- recipes that declare what is not so
+  local function lying(text)
+    local path = ("%s/lying%d.lua"):format(folder, count)
+    count = count + 1
+    assert(require("weft.files").write(path, 'local recipe = assert(loadfile "recipes/stage1.lua")()\n' .. text .. "\nreturn recipe\n"))
+    return path
+  end
+  local function caught(path, more, expected)
+    local dir = path:gsub("%.lua$", "")
+    local run = train.start(train.load_recipe(path, support.overrides(root)), { dir = dir, quiet = true })
+    branch.stop_after(run, "Phase 1")
+    run:train()
+    local ok, message = pcall(train.branch, train.load_recipe(path, support.overrides(root, more)), dir, { dir = dir .. "_no", quiet = true })
+    assert.falsy(ok)
+    assert.truthy(tostring(message):find(expected, 1, true), message)
+    -- under the warm-up's own values all is well
+    assert.truthy(train.branch(train.load_recipe(path, support.overrides(root)), dir, { dir = dir .. "_yes", quiet = true }))
+    return message
+  end
+
+  it("catches a key that touches the first phase's rates, though the recipe says that it does not", function()
+    local message = caught(lying "recipe.after_warmup = { 'lora.rank', 'lr' }", { "lora.rank=3", "lr=0.001" },
+      "the learning rates of its steps differ")
+    assert.truthy(message:find("does not depend on lora.rank, lr, but", 1, true), message)
+    assert.truthy(message:find("lr is 0.002 there and 0.001 here", 1, true), message)
+  end)
+
+  it("catches a key that touches its first step", function()
+    caught(lying "recipe.after_warmup = { 'compress.dropout' }", { "compress.dropout=0.2" }, "its first step, made again")
+  end)
+
+  it("catches a key that touches it late: its last step is made again too", function()
+    caught(lying [[
+      local Model = recipe.model
+      recipe.model = function(c, data)
+        local model = Model(c, data)
+        local losses = model.losses
+        function model:losses(batch)
+          local out = losses(self, batch)
+          if self.queue:filled() == 6 then out.lm = out.lm * c.lora.alpha end
+          return out
+        end
+        return model
+      end]], { "lora.alpha=8" }, "its last step, made again")
+  end)
+
+  it("catches a key that touches the pictures", function()
+    caught(lying "recipe.after_warmup = { 'data.held_out' }", { "data.held_out=0.5" }, "the training pictures are not those of")
+  end)
+
   it("takes over the figures of the first phase", function()
     local _, run = result({ "lora.rank=3" }, folder .. "/warm", 1)
     local steps = {}

@@ -85,6 +85,18 @@ describe("weft ablate", function()
     assert.truthy(out:find("one seed: not separable", 1, true), out)
   end)
 
+  it("does not believe a recipe that says lr leaves the first phase alone: the cells that it touches fail", function()
+    local path = folder .. "/lying.lua"
+    assert(files.write(path, 'local recipe = assert(loadfile "recipes/stage1.lua")()\nrecipe.after_warmup = { "lr" }\nreturn recipe\n'))
+    local line = words("lr=0.002,0.004 seed=3 --out " .. folder .. "/lies"):gsub("recipes/stage1.lua", path):gsub("'lr=0.002'", "")
+    local code, out = command.weft(line)
+    assert.equal(1, code)
+    assert.truthy(out:find("cell lr0.002 done", 1, true), out)
+    assert.truthy(out:find("cell lr0.004 FAILED", 1, true), out)
+    assert.truthy(out:find("says that Phase 1 does not depend on lr, but the learning rates of its steps differ", 1, true), out)
+    assert.truthy(out:find("lr is 0.002 there and 0.004 here", 1, true), out)
+  end)
+
   it("refuses the folder of another plan", function()
     local code, _, err = command.weft(words("lora.alpha=2,4 seed=3 --out " .. folder .. "/grid"))
     assert.equal(1, code)
@@ -168,6 +180,34 @@ describe("an ablation's verdict", function()
 
   it("does not judge by one seed", function()
     assert.truthy(results.compare(plan, setting(16, 64, nil, 1), setting(8, 60, nil, 1)):find "one seed: not separable")
+  end)
+end)
+
+describe("hashes that should agree", function()
+  local results = require "weft.ablate.results"
+  local folder, remove = command.folder()
+  teardown(remove)
+
+  local function flags(keys, first, second)
+    local json = require "weft.io.json"
+    local cells = {}
+    for i, hashes in ipairs { first, second } do
+      cells[i] = { name = "cell" .. i, group = "g", values = { seed = "1" }, overrides = json.array {} }
+      for _, key in ipairs(keys) do cells[i].values[key] = tostring(i) end
+      assert(files.make_dirs(("%s/cells/cell%d"):format(folder, i)))
+      assert(json.write(("%s/cells/cell%d/result.json"):format(folder, i), { m = i, hashes = hashes }))
+    end
+    assert(json.write(folder .. "/plan.json", { cells = cells, warmups = json.array {}, keys = json.array(keys), labels = { [keys[1]] = keys[1] }, metric = "m" }))
+    return results.collect(folder).flags
+  end
+
+  it("are flagged where they do not: data, and the end of a first phase that should be the same", function()
+    assert.same({}, flags({ "lr" }, { data = "a", first_phase = "b" }, { data = "a", first_phase = "b" }))
+    assert.same({ "cell1 and cell2 saw other data, though nothing of theirs says so" }, flags({ "lr" }, { data = "a" }, { data = "b" }))
+    assert.same({}, flags({ "data.limit" }, { data = "a" }, { data = "b" }))
+    local found = flags({ "lora.rank" }, { data = "a", first_phase = "b" }, { data = "a", first_phase = "c" })
+    assert.equal(1, #found)
+    assert.truthy(found[1]:find("left their first phase with other weights", 1, true))
   end)
 end)
 

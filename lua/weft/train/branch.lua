@@ -7,17 +7,13 @@ local config_of = require "weft.config"
 local files = require "weft.files"
 local phases = require "weft.train.phases"
 local random = require "weft.random"
+local replay = require "weft.train.replay"
 
 local M = {}
 
 local function read_json(path) return require("weft.io.json").read(path) end
 
--- A name as it is without adapters: a wrapped layer and a plain one are the same weight.
-local function plain_name(name)
-  return ((name .. "."):gsub("%.base_layer%.", "."):gsub("/base_layer/", "/"):sub(1, -2))
-end
-
-local function of_adapter(name) return name:find "[./]lora_" ~= nil end
+local of_adapter, plain_name = replay.of_adapter, replay.plain_name
 
 ---The run will stop at the end of a phase, or of an epoch.
 ---@param name string  of a phase, or an epoch's number
@@ -145,8 +141,22 @@ local function copy_logs(run, from, sizes)
   end
 end
 
+-- Puts a checkpoint's state into a run, but for the adapters.
+local function take(run, parts, s)
+  local own = run.model:state_dict()
+  for name, t in pairs(taken(own, parts.model)) do own[name]:copy_(t) end
+  for path, m in run.model:named_modules() do
+    if m.load_extra_state and s.modules[path] then m:load_extra_state(s.modules[path]) end
+    if m.branched then m:branched() end
+  end
+  run.step, run.epoch, run.position, run.skipped = s.step, s.epoch, s.position, s.skipped
+  run:set_phase(run.plan[s.phase])
+  run.optimizer:load_state(renamed(run, parts.optimizer or {}, s.optimizer))
+  random.load_state(s.random)
+end
+
 ---A new run that begins where `from` stopped after its first phase. Their configs may differ only in
----keys that the recipe declares in after_warmup.
+---keys that the recipe declares in after_warmup; that those leave the phase alone is tried, not believed.
 ---@param recipe table
 ---@param from string  a run's folder
 ---@param options? table  as of train.start
@@ -158,7 +168,8 @@ function M.start(recipe, from, options)
   if not ended then error(("--branch: %s has not come to the end of its first phase: %s"):format(from, tostring(message)), 0) end
   if ended.phase ~= phase.name then error(("--branch: %s stopped after %s, not after %s"):format(from, ended.phase, phase.name), 0) end
   if record.hash ~= recipe.hash then error(("--branch: the recipe has changed since %s"):format(from), 0) end
-  for _, path in ipairs(M.differences(record.config, config_of.values(recipe.config))) do
+  local differences = M.differences(record.config, config_of.values(recipe.config))
+  for _, path in ipairs(differences) do
     if not M.declared(path, recipe.after_warmup) then
       error(("--branch: %s differs from %s; only keys of the recipe's after_warmup may"):format(path, from), 0)
     end
@@ -166,21 +177,14 @@ function M.start(recipe, from, options)
   local parts, s = checkpoint.read(from .. "/ckpt/" .. ended.checkpoint)
   if not parts then error("--branch: " .. tostring(s), 0) end
   local run = require("weft.train").start(recipe, options)
-  local own = run.model:state_dict()
-  autograd.no_grad(function()
-    for name, t in pairs(taken(own, parts.model)) do own[name]:copy_(t) end
-  end)
-  for path, m in run.model:named_modules() do
-    if m.load_extra_state and s.modules[path] then m:load_extra_state(s.modules[path]) end
-    if m.branched then m:branched() end
-  end
-  run.step, run.epoch, run.position, run.skipped = s.step, s.epoch, s.position, s.skipped
-  run.history, run.check = s.history, s.check
-  run:set_phase(run.plan[s.phase])
+  if run.hashes.data ~= s.hashes.data then error(("--branch: the training pictures are not those of %s"):format(from), 0) end
+  taken(run.model:state_dict(), parts.model)
+  replay.check(run, from, record.config, differences, take)
+  A.collect()  -- its model
+  autograd.no_grad(take, run, parts, s)
+  run.history, run.check, run.hashes.first_phase = s.history, s.check, s.hashes.first_phase
   run.trainable = { [phase.name] = run.model:count(true) }
   if phases.adapters_frozen(run.model) == false then error("--branch: adapters train in " .. phase.name, 0) end
-  run.optimizer:load_state(renamed(run, parts.optimizer or {}, s.optimizer))
-  random.load_state(s.random)
   if run:checksum_frozen() ~= run.frozen_checksum then
     error(("--branch: the frozen weights of %s are not those of this run"):format(from), 0)
   end

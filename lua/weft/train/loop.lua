@@ -24,6 +24,7 @@ local function end_epoch(self)
     return
   end
   if self.model.left_out then self.log:line("%s: %s", phase.name, self.model:left_out()) end
+  if phase.index == 1 and #self.plan > 1 then self.hashes.first_phase = require("weft.train.replay").fingerprint(self) end
   self:evaluate(phase.name)
   self.kept[("step_%08d"):format(self.step)] = true
   self:save()
@@ -109,6 +110,7 @@ function M:report()
   self:watch_priors()
   self:watch_waiting(self.waited or 0, since)
   self.waited = 0
+  if self.stop_after then require("weft.train.replay").note(self) end
   local every = o.checkpoint_every
   if every > 0 and self.step % every == 0 then self:save() end
   if self.should_stop and self.should_stop() then
@@ -200,7 +202,8 @@ function M:finish()
   local result = { phase = self.phase.index, epoch = self.epoch - 1, step = self.step, trainable = self.trainable, skipped = self.skipped,
     seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
     damaged = #self.damaged, best = self:best(),
-    hashes = { initial = self.hashes.initial, data = self.hashes.data, final = checkpoint.checksum(self.model:state_dict()) },
+    hashes = { initial = self.hashes.initial, data = self.hashes.data, first_phase = self.hashes.first_phase,
+      final = checkpoint.checksum(self.model:state_dict()) },
     evaluations = self.history, protocol = self.history[#self.history].protocol, losses = self.sums }
   for k, v in pairs(self.history[#self.history].values) do result[k] = v end
   result.itm_acc = result.itm and result.itm.itm_acc

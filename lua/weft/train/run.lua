@@ -66,7 +66,8 @@ local function build(recipe, dir, options)
   random.manual_seed(o.seed)
   local self = setmetatable({ recipe = recipe, config = c, options = o, dir = dir, step = 0, epoch = 1, position = 0,
     skipped = 0, started = files.clock(), quiet = options.quiet, kept = {}, trainable = {}, damaged = {} }, Run)
-  if options.for_use then self.data = require("weft.data").recorded(dir)
+  if options.data then self.data = options.data
+  elseif options.for_use then self.data = require("weft.data").recorded(dir)
   else self.data = recipe.data(c, { seed = o.seed, batch = o.batch, dir = dir, tokenizer = options.tokenizer }) end
   self.data.dir = dir
   self.model = recipe.model(c, self.data)
@@ -200,6 +201,16 @@ function Run.open(path, options)
   self.changed, self.overrides = #changes > 0, options.overrides
   self:load_state(parts, state, options.for_use)
   return self
+end
+
+---A run of the same config on the same pictures, with a model of its own, that writes nothing: to try steps.
+function Run:scratch()
+  local other = build(self.recipe, self.dir, { data = self.data })
+  other.log = { line = function() end }
+  for _, set in pairs { self.data.train, self.data.test } do
+    set.on_damage = function(name, message) self:damage(name, message) end
+  end
+  return other
 end
 
 -- --- state

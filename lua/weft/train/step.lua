@@ -81,11 +81,11 @@ local function has_gradients(self)
   return false
 end
 
--- Of a group's base rate at this step: the recipe's own schedule, or the one of phases.lua.
-local function factor(self, group)
+---Of a group's base rate at a step: the recipe's own schedule, or the one of phases.lua.
+function M:rate_factor(step, group)
   local own = self.recipe.schedule
-  if not own then return (phases.rate(self.plan, self.options, self.step, group)) end
-  local value = own(self.step, self.options.steps_per_epoch * self.options.epochs, group)
+  if not own then return (phases.rate(self.plan, self.options, step, group)) end
+  local value = own(step, self.options.steps_per_epoch * self.options.epochs, group)
   if type(value) ~= "number" or not (value >= 0) then A.raise("recipe: schedule: a factor from 0 is expected, got %s", tostring(value)) end
   return value
 end
@@ -96,7 +96,7 @@ function M:optimizer_step()
   local optim = require "weft.optim"
   local rates = {}
   for i, group in ipairs(self.optimizer.groups) do
-    rates[i] = group.base_lr * factor(self, group.name)
+    rates[i] = group.base_lr * self:rate_factor(self.step, group.name)
   end
   self.rates = rates
   self.norm = scope(autograd.no_grad, function()
