@@ -87,7 +87,7 @@ describe("weft ablate", function()
 
   it("does not believe a recipe that says lr leaves the first phase alone: the cells that it touches fail", function()
     local path = folder .. "/lying.lua"
-    assert(files.write(path, 'local recipe = assert(loadfile "recipes/stage1.lua")()\nrecipe.after_warmup = { "lr" }\nreturn recipe\n'))
+    assert(files.write(path, 'local r = assert(loadfile "recipes/stage1.lua")()\nr.after_warmup = { "lr" }\nreturn r\n'))
     local line = words("lr=0.002,0.004 seed=3 --out " .. folder .. "/lies"):gsub("recipes/stage1.lua", path):gsub("'lr=0.002'", "")
     local code, out = command.weft(line)
     assert.equal(1, code)
@@ -197,7 +197,8 @@ describe("hashes that should agree", function()
       assert(files.make_dirs(("%s/cells/cell%d"):format(folder, i)))
       assert(json.write(("%s/cells/cell%d/result.json"):format(folder, i), { m = i, hashes = hashes }))
     end
-    assert(json.write(folder .. "/plan.json", { cells = cells, warmups = json.array {}, keys = json.array(keys), labels = { [keys[1]] = keys[1] }, metric = "m" }))
+    assert(json.write(folder .. "/plan.json", { cells = cells, warmups = json.array {}, keys = json.array(keys), metric = "m",
+      labels = { [keys[1]] = keys[1] } }))
     return results.collect(folder).flags
   end
 
