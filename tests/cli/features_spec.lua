@@ -91,6 +91,24 @@ describe("weft features", function()
     assert.matches("^%x+ resize 60", metadata["weft.preprocessing"])
   end)
 
+  it("keeps of each picture what it writes, and nothing of what that came from", function()
+    local input, command = folder .. "/many.safetensors", require "weft.cli.features"
+    local function peak(n)
+      assert(safetensors.save(input, { pixel_values = weft.randn { n, 3, 28, 28 } }))
+      collectgarbage()
+      collectgarbage()
+      weft.reset_peak()
+      local before = weft.memory().live
+      assert.equal(0, command.run { model, input = input, output = folder .. "/cls.safetensors", pool = "cls", batch = 1 })
+      return weft.memory().peak - before
+    end
+    peak(4)
+    local few, many = peak(4), peak(64)
+    -- a vector is 192 bytes, the tokens that it is one of are 960
+    assert.is_true(many - few < 60 * 192 * 2, ("60 more pictures take %d bytes"):format(many - few))
+    assert.same({ 64, 48 }, assert(safetensors.load(folder .. "/cls.safetensors")).pooler_output.shape)
+  end)
+
   it("names a device that is not there", function()
     local code, _, _, text = features "--device cuda:9 tests/golden/preprocess/tall.png"
     assert.equal(1, code)

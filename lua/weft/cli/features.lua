@@ -122,28 +122,33 @@ function M.run(args)
   local compute, device = dtype == "float64" and dtype or "float32", args.device or "cpu"
   if compute ~= "float32" then model:to(compute) end
   if device ~= "cpu" then model:to(device) end
-  local parts, names, broken = {}, {}, 0
+  local names, broken, total = {}, 0, 0
+  local features, filled = {}, {}   -- memory for all, taken at the first; nothing else of a batch stays
+  local function keep(name, t)
+    local all = features[name]
+    if not all then
+      local shape = t.shape
+      shape[1], shape.dtype = total, dtype
+      all = weft.empty(shape):keep()
+      features[name], filled[name] = all, 0
+    end
+    if all.ndim == 3 and all:size(2) ~= t:size(2) then
+      error("pictures of different sizes have different numbers of patches: use --pool cls or --pool mean", 0)
+    end
+    all:narrow(1, filled[name] + 1, t:size(1)):copy_(t)
+    filled[name] = filled[name] + t:size(1)
+  end
   local function run(pixels)
-    local result = weft.scope(function()
-      return weft.no_grad(function()
+    weft.scope(function()
+      weft.no_grad(function()
         if pixels.dtype ~= compute then pixels = pixels:to(compute) end
         if device ~= "cpu" then pixels = pixels:to(device) end
-        local out = pooled(model(pixels), args.pool)
-        for name, t in pairs(out) do
+        for name, t in pairs(pooled(model(pixels), args.pool)) do
           if t.dtype ~= dtype then t = t:to(dtype) end
-          out[name] = device == "cpu" and t or t:to "cpu"
+          keep(name, device == "cpu" and t or t:to "cpu")
         end
-        return out
       end)
     end)
-    for name, t in pairs(result) do
-      parts[name] = parts[name] or {}
-      local first = parts[name][1]
-      if first and first.ndim == 3 and first:size(2) ~= t:size(2) then
-        error("pictures of different sizes have different numbers of patches: use --pool cls or --pool mean", 0)
-      end
-      table.insert(parts[name], t)
-    end
   end
   local metadata
   if args.input then
@@ -151,10 +156,12 @@ function M.run(args)
     if not file then error(message, 0) end
     local x = file.pixel_values
     if not x or x.ndim ~= 4 then error(args.input .. ": pixel_values [B,3,H,W] is expected", 0) end
-    for first = 1, x:size(1), size do run(x:narrow(1, first, math.min(size, x:size(1) - first + 1))) end
+    total = x:size(1)
+    for first = 1, total, size do run(x:narrow(1, first, math.min(size, x:size(1) - first + 1))) end
   else
     local list = pictures_of(args)
-    if #list == 0 then error({ usage = "pictures, a folder, or --input are expected" }, 0) end
+    total = #list
+    if total == 0 then error({ usage = "pictures, a folder, or --input are expected" }, 0) end
     say("%s%s", rule:describe(), found and "" or " (as DINOv2's own: there is no preprocessor_config.json)")
     local options = { alpha = "drop", orientation = args.upright or false }
     local done = 0
@@ -180,10 +187,9 @@ function M.run(args)
     if broken > 0 then say("%d of %d pictures could not be read", broken, #list) end
     metadata = { names = require("weft.io.json").encode(names), preprocessing = rule:describe() }
   end
-  if not next(parts) then error("no picture could be read", 0) end
-  local out = {}
-  for name, list in pairs(parts) do out[name] = weft.cat(list, 1) end
-  local ok, message = safetensors.save(args.output, out, metadata)
+  if not next(features) then error("no picture could be read", 0) end
+  for name, n in pairs(filled) do features[name] = features[name]:narrow(1, 1, n) end
+  local ok, message = safetensors.save(args.output, features, metadata)
   if not ok then error(message, 0) end
   return broken > 0 and 1 or 0
 end

@@ -95,6 +95,7 @@ function M.adapter(path, commas)
       generations.old and generations.new and ", each in the file under both names" or ""),
   }
   if next(whole) then lines[#lines + 1] = "saved whole: " .. table.concat(list_of(whole), ", ") end
+  if c.init == "pissa" or c.init == "olora" then lines[#lines + 1] = "began by " .. c.init .. ": sits beside a base that lacks what it began with" end
   if c.base then lines[#lines + 1] = "base: " .. tostring(c.base) end
   for _, p in ipairs(problems) do lines[#lines + 1] = "wrong: " .. p end
   return lines
