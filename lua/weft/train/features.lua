@@ -40,7 +40,7 @@ local function get(self, id)
 end
 
 -- Features of some rows. Which pictures go together depends on what is known already, so their bits
--- must not: where a picture's differ alone and in a batch (products of few rows), each goes alone.
+-- must not: where a picture's differ alone and in a batch (some products on a GPU), each goes alone.
 local function fresh_of(self, compute, rows)
   local weft = require "weft"
   local together = not self.alone and compute(rows) or nil
