@@ -467,6 +467,27 @@ describe("writing in place", function()
     x:narrow(1, 1, 2):fill_(3)
     assert.equal(before + 1, C.weft_version_of(x.p))
   end)
+
+  it("is seen by backward whichever way the memory was written", function()
+    local two = weft.ones { 2, dtype = "float64" }
+    local ways = {
+      fill_ = function(t) t:fill_(1) end, copy_ = function(t) t:copy_(two) end,
+      ["add_ of a number"] = function(t) t:add_(1) end, ["mul_ of a number"] = function(t) t:mul_(2) end,
+      ["div_ of a number"] = function(t) t:div_(2) end, add_ = function(t) t:add_(two) end,
+      ["add_ to a strided view"] = function(t) t:unfold(1, 1, 2):add_(1) end,
+      ["an index"] = function(t) t[1] = 5 end,
+      ["a kernel that writes its inputs"] = function(t) weft.ema_({ t, two }, 0.5) end,
+      ["C's write"] = function(t) C.weft_write(t.p, require("ffi").new("double[2]"), 2) end,
+    }
+    for name, write in pairs(ways) do
+      local w, x = weft.full { 2, value = 3, dtype = "float64" }, randn({ 2 }, true)
+      local loss = (x * w):sum()
+      local before = C.weft_version_of(w.p)
+      write(w)
+      assert.is_true(C.weft_version_of(w.p) > before, name)
+      refused("mul saved was written in place", loss.backward, loss)
+    end
+  end)
 end)
 
 describe("the C interface of backward", function()
