@@ -38,8 +38,9 @@ local function columns(rows)
   return lines
 end
 
----A line for the head, then one for each setting, the best first and marked.
-function M.settings(found)
+---A line for the head, then one for each setting, the best first and marked. Where a width is given that
+---does not hold them, they go without what is known only at the end.
+function M.settings(found, width)
   local plan, keys = found.plan, M.keys(found.plan)
   local head = { "" }
   for _, key in ipairs(keys) do head[#head + 1] = plan.labels[key] end
@@ -55,6 +56,14 @@ function M.settings(found)
     for _, v in ipairs { ("%d/%d"):format(s.n, s.cells), number(s.mean), number(s.spread), commas, number(s.seconds, "%.1f"),
       table.concat(notes, ", ") } do row[#row + 1] = v end
     rows[#rows + 1] = row
+  end
+  local lines = columns(rows)
+  local most = 0
+  for _, line in ipairs(lines) do most = math.max(most, #line) end
+  if not width or most <= width then return lines end
+  for _, row in ipairs(rows) do
+    table.remove(row, #row - 1)  -- seconds
+    table.remove(row, #row - 1)  -- trainable
   end
   return columns(rows)
 end

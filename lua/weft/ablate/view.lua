@@ -74,7 +74,7 @@ end
 ---The block of lines that stands below: the best settings that there is room for, what is at work, how far it is.
 ---@return string[]
 function View:block(found, columns, rows)
-  local settings, at_work = tables.settings(found), tables.progress(found)
+  local settings, at_work = tables.settings(found, columns - 1), tables.progress(found)
   local lines, room = {}, math.max(2, rows - 3 - math.min(#at_work, 8))
   for i = 1, math.min(#settings, room) do lines[i] = settings[i] end
   if #settings > room then lines[room] = ("  and %d settings more"):format(#settings - room + 1) end

@@ -1,10 +1,11 @@
 -- ablation.lua: an ablation as one page: heat map, scores, curves over each other, captions of the best
--- and the worst. What was found is ablate/table.lua's; the frame of the page html.lua's.
+-- and the worst. What was found is ablate/results.lua's; the frame of the page html.lua's.
 local chart = require "weft.report.chart"
 local files = require "weft.files"
 local html = require "weft.report.html"
 local markup = require "weft.report.markup"
 local runs_of = require "weft.report.runs"
+local tables = require "weft.ablate.table"
 
 local M = {}
 
@@ -14,19 +15,7 @@ local MOST_LINES, MOST_MAPS = 8, 6
 local function commas(n) return n and (require("weft.nn.module").commas(n)) or "–" end
 local function number(v) return v and ("%.4g"):format(v) or "–" end
 
-local function swept(plan)
-  local keys = {}
-  for _, key in ipairs(plan.keys) do
-    if key ~= "seed" then keys[#keys + 1] = key end
-  end
-  return keys
-end
-
-local function name_of(plan, setting)
-  local parts = {}
-  for _, key in ipairs(swept(plan)) do parts[#parts + 1] = plan.labels[key] .. " " .. setting.values[key] end
-  return #parts > 0 and table.concat(parts, ", ") or "the only setting"
-end
+local swept, name_of = tables.keys, tables.name
 
 -- Cells of a setting, those that are done first.
 local function cells_of(found, setting)
@@ -266,9 +255,18 @@ local function captions(found, runs)
     end
   end
   if not first then return nil end
+  -- of one seed where there is one that both have: the same pictures are held out then
+  local pair = { [first] = runs[first][1], [last] = runs[last][1] }
+  for _, a in ipairs(runs[first]) do
+    for _, b in ipairs(runs[last]) do
+      if not pair.seed and a.config and b.config and a.config.seed == b.config.seed then
+        pair = { [first] = a, [last] = b, seed = a.config.seed }
+      end
+    end
+  end
   local cards, by = {}, {}
   for _, s in ipairs(first == last and { first } or { first, last }) do
-    local run = runs[s][1]
+    local run = pair[s]
     local e = run.evaluations[#run.evaluations]
     for i, sample in ipairs(e and e.values.captions and e.values.captions.samples or {}) do
       local card = by[sample.name]
@@ -280,7 +278,8 @@ local function captions(found, runs)
     end
   end
   if #cards == 0 then return nil end
-  return { el("p", { class = "soft" }, ("Best: %s. Worst: %s. The first seed of each."):format(name_of(found.plan, first), name_of(found.plan, last))),
+  return { el("p", { class = "soft" }, ("Best: %s. Worst: %s. %s."):format(name_of(found.plan, first), name_of(found.plan, last),
+    pair.seed and "Both of seed " .. pair.seed or "One run of each")),
     require("weft.report.html_sections").cards(cards) }
 end
 
@@ -318,7 +317,7 @@ local function cell_table(found)
 end
 
 ---The page of an ablation.
----@param found table  of ablate.table's collect
+---@param found table  of ablate.results' collect
 ---@return string html
 function M.report(found)
   local runs, done = {}, 0
