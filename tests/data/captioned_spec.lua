@@ -212,8 +212,10 @@ end)
 describe("pictures", function()
   it("have ids by content and captions ids by words", function()
     assert(os.execute(("cp %s/02.png %s/copy.png && cp %s/07.txt %s/copy.txt"):format(root, root, root, root)) == 0)
+    tiny.write(root .. "/08.txt", tiny.read(root .. "/09.txt"):upper())
     local data, by = data_of { held_out = 0 }, {}
     for _, r in ipairs(data.train.rows) do by[r.name] = r end
+    assert.equal(by["08.png"].caption_id, by["09.png"].caption_id)
     assert.equal(by["02.png"].image_id, by["copy.png"].image_id)
     assert.equal(by["07.png"].caption_id, by["copy.png"].caption_id)
     assert.are_not.equal(by["02.png"].image_id, by["03.png"].image_id)
