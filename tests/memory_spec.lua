@@ -48,6 +48,19 @@ describe("memory", function()
     assert.equal(0, weft.memory().cached)
   end)
 
+  it("of a block that serves a smaller one stays exact", function()
+    collectgarbage()
+    collectgarbage()
+    weft.empty_cache()
+    weft.empty({ 2 ^ 20 }):free()
+    local system = weft.memory().system_calls
+    for _ = 1, 3 do weft.empty({ 0.6 * 2 ^ 20 - 0.6 * 2 ^ 20 % 1 }):free() end
+    assert.equal(system, weft.memory().system_calls)
+    assert.equal(4 * MB, weft.memory().cached)
+    weft.empty_cache()
+    assert.equal(0, weft.memory().cached)
+  end)
+
   it("has a peak that can be set back to now", function()
     weft.reset_peak()
     local before = weft.memory()

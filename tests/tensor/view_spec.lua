@@ -89,6 +89,22 @@ describe("a copy", function()
     assert.same({ 0, 4, 8, 1 }, { unpack(y:totable(), 1, 4) })
   end)
 
+  it("is gone when the kernel that wanted it returns, or refuses", function()
+    local ids = weft.zeros { 2, dtype = "int32" }
+    local y, before
+    for _ = 1, 2 do  -- the first round makes room for handles
+      before = counts.alive()
+      y = weft.softmax(x:transpose(1, 3), -1)
+      y:free()
+      y = weft.index_select(x, ids, 1)
+      y:free()
+      y = x:t():reshape(24)
+      y:free()
+      assert.is_false(pcall(weft.index_select, x:transpose(1, 3), ids + 9, 1))
+    end
+    assert.same(before, counts.alive())
+  end)
+
   it("is not made by operators that walk strides, and made by those that want rows", function()
     local w = weft.ones { 4, 4 }
     local n = copies(function()
