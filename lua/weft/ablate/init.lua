@@ -44,7 +44,7 @@ function M.ablate(o)
   return (M.runnable(plan))
 end
 
----For the next weft.ablate call, that of a plan's file: axes, computed, fixed, where, metric, better, share, prune.
+-- For the next weft.ablate call, that of a plan's file: axes, computed, fixed, where, metric, better, share, prune.
 function M.set_next(more) pending = more end
 
 ---Gives a plan its run method.
