@@ -88,8 +88,8 @@ function Stage1:notes()
     notes[1] = "encoder: random weights, frozen: no pretrained one is named (encoder.pretrained); only its adapter will train"
   end
   if self.begun_from then notes[#notes + 1] = "lora.init_from: " .. self.begun_from .. "; its own rank, scale and targets hold" end
-  local vary = weft.data.varies(self.vary)
-  if f.enabled and vary and self.vary.vary_after == 0 then notes[#notes + 1] = "features: not kept, since data.flip or data.random_crop makes a picture differ from itself"
+  if f.enabled and weft.data.varies(self.vary, 1) then
+    notes[#notes + 1] = "features: not kept, since data.flip or data.random_crop makes a picture differ from itself"
   elseif not f.enabled then
     notes[#notes + 1] = "features: not kept (features.enabled=false): the frozen encoder runs at every step"
   else
