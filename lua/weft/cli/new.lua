@@ -110,6 +110,7 @@ local function fit(values, pairs_)
   local share = values.warmup_epochs / values.epochs
   values.epochs = math.max(4, math.min(60, math.ceil(600 / per_epoch)))
   values.warmup_epochs = math.max(1, math.floor(values.epochs * share + 0.5))
+  d.vary_after = values.warmup_epochs
   values.warmup_steps = math.min(values.warmup_steps, math.max(5, math.floor(0.05 * per_epoch * values.epochs)))
   return per_epoch * values.epochs
 end
