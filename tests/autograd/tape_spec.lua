@@ -453,6 +453,13 @@ describe("writing in place", function()
     assert.same({ 0, 0, 2, 4, 6, 8 }, table_of(x))
   end)
 
+  it("adds a part of the same memory as it was before", function()
+    local x = weft.arange(1000)
+    local want = (x:narrow(1, 2, 999) + x:narrow(1, 1, 999)):totable()
+    x:narrow(1, 2, 999):add_(x:narrow(1, 1, 999))
+    assert.same(want, x:narrow(1, 2, 999):totable())
+  end)
+
   it("goes through strides, converts and broadcasts", function()
     local x = weft.zeros { 3, 4 }
     x:t():narrow(1, 2, 2):copy_(weft.tensor({ 1, 2, 3 }, { dtype = "int64" }))
