@@ -171,6 +171,9 @@ weft_status weft_describe(char *buffer, size_t size, const weft_view *v); // "[2
 
 extern weft_state weft_the_state;
 
+// gemm.c: bytes that a product packs operands into, and those of its right side [k, n], packed once.
+int64_t weft_product_workspace(int64_t k, int64_t n, int64_t *packed);
+
 // interrupt.c. Between weft_may_stop(true) and weft_was_stopped, a kernel's pieces are left out once
 // there is an interrupt; what they would have written is undefined then.
 void weft_may_stop(bool on);

@@ -154,6 +154,14 @@ static const own_product *own_for(const weft_gemm *g) {
     return NULL;
 }
 
+int64_t weft_product_workspace(int64_t k, int64_t n, int64_t *packed) {
+    const weft_gemm some = {.dtype = WEFT_FLOAT32, .m = 64, .n = 64, .k = 64};
+    *packed = 0;
+    if (!own_for(&some)) return 0;
+    *packed = (int64_t)sizeof(float) * weft_pieces(k, WEFT_PRODUCT_DEPTH) * WEFT_PRODUCT_DEPTH * weft_product_width(n);
+    return weft_threads() * ((SCRATCH + 127) / 64 * 64);
+}
+
 typedef struct grid {
     const weft_gemm *g;
     int64_t tile_m, tile_n, rows, columns, group, groups;

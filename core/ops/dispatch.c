@@ -89,10 +89,21 @@ static bool takes(const weft_op_info *info, int k, const weft_view *v) {
     return info->apart[k] && (v->device == WEFT_CPU || v->device == WEFT_META) && weft_rows_of(v, info->apart[k] - 1, &rows);
 }
 
+// Memory that a kernel of the CPU would want beside its outputs, so that a plan made on meta counts it.
+static weft_status plan_workspace(weft_op op, const weft_view *x, const weft_view *y, weft_backend *meta) {
+    if (!x || !y || x->ndim == 0 || y->ndim == 0 || y->numel < 256 || strcmp(weft_ops[op].family, "matmul") != 0)
+        return WEFT_OK;
+    int64_t packed, scratch = weft_product_workspace(x->shape[x->ndim - 1], y->shape[y->ndim - 1], &packed);
+    void *a = weft_workspace(meta, scratch), *b = weft_workspace(meta, packed);
+    weft_workspace_free(meta, a, scratch);
+    weft_workspace_free(meta, b, packed);
+    return a && b ? WEFT_OK : WEFT_ENOMEM;
+}
+
 static weft_status run_kernel(weft_op op, const weft_view *const *in, int n_in, weft_view *const *out,
                               int n_out, const weft_attrs *at, int device) {
-    if (device == WEFT_META) return WEFT_OK;
     weft_backend *backend = weft_backend_of(device);
+    if (device == WEFT_META) return plan_workspace(op, n_in > 0 ? in[0] : NULL, n_out > 0 ? out[0] : NULL, backend);
     if (!backend) return WEFT_EUNSUPPORTED;
     weft_kernel kernel = backend->kernels[op];
     if (!kernel)

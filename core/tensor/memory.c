@@ -140,7 +140,9 @@ static void cpu_trim(weft_backend *b) {
     b->memory->cached = held - b->memory->live;
 }
 
+// Counts as the CPU's allocator does, so that a plan made on meta says what the CPU will say.
 static void *meta_allocate(weft_backend *b, int64_t nbytes) {
+    class_of(nbytes, &nbytes);
     b->memory->live += nbytes;
     b->memory->pressure += nbytes;
     if (b->memory->live > b->memory->peak) b->memory->peak = b->memory->live;
@@ -149,6 +151,7 @@ static void *meta_allocate(weft_backend *b, int64_t nbytes) {
 }
 static void meta_release(weft_backend *b, void *data, int64_t nbytes) {
     (void)data;
+    class_of(nbytes, &nbytes);
     b->memory->live -= nbytes;
 }
 static void meta_trim(weft_backend *b) { (void)b; }

@@ -12,8 +12,9 @@ local M = {
     { "until", "stop at the end of this phase or epoch, its checkpoint written", value = "WHEN" },
     { "branch", "begin where RUN stopped with --until; adapters begin anew", value = "RUN" },
     { "no-tensorboard", "write no event file for TensorBoard into the run's folder" },
-    { "memory", "most MiB of tensors; beyond it the run fails", value = "MIB" },
-    { "dry-run", "build everything, run one step of each phase, say what it takes, stop" },
+    { "memory", "most that tensors may take: MiB, or 24GiB; beyond it the run fails", value = "SIZE" },
+    { "dry-run", "say what memory each phase takes and which batch fits in --memory (or device.memory=24GiB), "
+      .. "on a device that is not here too; run one step of each phase; stop" },
     { "print-config", "print the config after overrides, and stop" },
     { "quiet", "nothing on standard output; log.txt has it all" },
   },
@@ -45,11 +46,35 @@ local function checkpoint_bytes(run, trained)
   return bytes
 end
 
-local function dry_run(run)
+-- Memory by shapes alone, and the largest batch that fits: in what was named, or in what is free here.
+local function plan_memory(run, room)
+  local memory = require "weft.train.memory"
+  local ok, estimate = pcall(memory.estimate, run)
+  if not ok then
+    run.log:line("dry run: no estimate by shapes alone: %s", tostring(estimate))
+    return
+  end
+  for line in tostring(estimate):gmatch "[^\n]+" do run.log:line("dry run: %s", line) end
+  local bytes = room or run.options.device == "cpu" and require("weft.ablate.estimate").free_memory() or nil
+  if not bytes or bytes == math.huge then return end
+  local batch, takes = memory.largest(run, bytes)
+  local where = room and memory.size(bytes) or ("the %s that are free here"):format(memory.size(bytes))
+  if batch == 0 then run.log:line("dry run: not even one picture fits in %s", where) else
+    run.log:line("dry run: the largest batch that fits in %s: %d%s, which takes %s", where, batch,
+      batch == run.data.train:size() and " (all pictures)" or "", memory.size(takes))
+  end
+end
+
+local function dry_run(run, room, absent)
   local C = require("weft.core").lib
   local clock = require("weft.files").clock
   run.log.dir = nil
   run:print_start()
+  plan_memory(run, room)
+  if absent then
+    run.log:line("dry run: nothing was computed: %s", absent)
+    return
+  end
   local trained, per_epoch = 0, run.options.steps_per_epoch
   for _, phase in ipairs(run.plan) do
     if phase.last >= phase.first then
@@ -86,14 +111,15 @@ function M.run(args)
   local C = require("weft.core").lib
   local overrides, path = {}, nil
   for _, word in ipairs(args) do
-    if word:find("=", 1, true) then overrides[#overrides + 1] = word
+    if word:find "^device%.memory=" then args.memory = args.memory or word:match "=(.*)$"
+    elseif word:find("=", 1, true) then overrides[#overrides + 1] = word
     elseif path then error({ usage = ("one recipe is expected, got %s and %s"):format(path, word) }, 0)
     else path = word end
   end
+  local room, absent
   if args.memory then
-    local mib = tonumber(args.memory)
-    if not mib or mib <= 0 then error({ usage = "--memory wants MiB, got " .. args.memory }, 0) end
-    require("weft").memory_limit(math.floor(mib * 2 ^ 20))
+    room = require("weft.train.memory").bytes_of(args.memory)
+    if not room then error({ usage = "--memory wants MiB, or a size such as 24GiB, got " .. args.memory }, 0) end
   end
   local run
   if args.resume then
@@ -110,6 +136,7 @@ function M.run(args)
     end
     run, message = train.open(dir, { quiet = args.quiet, overrides = overrides, allow = allow })
     if not run then error(message, 0) end
+    if room then require("weft").memory_limit(math.floor(room), run.options.device) end
   else
     if not path then error({ usage = "a recipe is expected, such as recipes/stage1.lua" }, 0) end
     local recipe = train.load_recipe(path, overrides)
@@ -117,13 +144,16 @@ function M.run(args)
       print_config(recipe.config)
       return 0
     end
+    local device = require("weft.config").get(recipe.config, "device", "cpu")
+    if args["dry-run"] and C.weft_memory_of(C.weft_device_of(device)) == nil then absent = require("ffi").string(C.weft_error()) end
+    if room and not absent then require("weft").memory_limit(math.floor(room), device) end
     local function start(dir)
-      local given = { name = args.name, root = args.runs, dir = dir, quiet = args.quiet, overrides = overrides }
+      local given = { name = args.name, root = args.runs, dir = dir, quiet = args.quiet, overrides = overrides, absent = absent }
       if args.branch then return (train.branch(recipe, args.branch, given)) end
       return (train.start(recipe, given))
     end
     if args["dry-run"] then
-      in_passing(function(dir) dry_run(start(dir)) end)
+      in_passing(function(dir) dry_run(start(dir), room, absent) end)
       return 0
     end
     run = start(args.dir)

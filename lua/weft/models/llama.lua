@@ -248,9 +248,11 @@ function Llama:loss(hidden, ids, options)
   local d = hidden:size(3)
   local rows, targets, count
   if ids.device == "meta" then
-    count = ids:size(1) * (ids:size(2) - 1)
-    targets = ids:narrow(2, 2, ids:size(2) - 1):reshape(count)
-    hidden = hidden:narrow(2, 1, ids:size(2) - 1):reshape(count, d)
+    local all = ids:size(1) * (ids:size(2) - 1)
+    count = math.ceil(all * (A.assumed and A.assumed.density or 1))
+    targets = ids:narrow(2, 2, ids:size(2) - 1):reshape(all):narrow(1, 1, count)
+    rows = require("weft.tensor").create.empty { count, dtype = "int64", device = "meta" }
+    hidden = ops.index_select(hidden:reshape(-1, d), rows, 1)
   else
     rows, targets, count = predictions(ids, o.mask)
     if count == 0 then

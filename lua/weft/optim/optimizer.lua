@@ -49,6 +49,16 @@ function Optimizer:set_groups(params)
   return self
 end
 
+---Frees what is kept for each parameter; the optimizer is of no use then.
+function Optimizer:release()
+  for _, e in ipairs(self:entries()) do
+    for _, slot in ipairs(self:slots_of(e)) do
+      if e[slot] then e[slot]:free() end
+      e[slot] = nil
+    end
+  end
+end
+
 ---Drops all state and starts anew, with the same groups or with others.
 function Optimizer:rebuild(params)
   if params == nil then

@@ -30,6 +30,7 @@ local one = ffi.new "double[1]"
 function M.item(t)
   local p = tensor(t, "item", "t")
   if p.v.numel ~= 1 or p.v.device == C.WEFT_META then
+    if A.assumed and p.v.numel == 1 then return 0 end
     C.weft_item(p)
     A.fail()
   end
@@ -41,10 +42,11 @@ end
 ---All elements as nested tables (a number for a 0-dim tensor).
 function M.totable(t)
   local p = tensor(t, "totable", "t")
-  if p.v.device == C.WEFT_META then raise("totable: a tensor on %s has no values to read", t.device) end
+  local meta = p.v.device == C.WEFT_META
+  if meta and not A.assumed then raise("totable: a tensor on %s has no values to read", t.device) end
   local n = tonumber(p.v.numel)
   local data = ffi.new("double[?]", math.max(n, 1))
-  if C.weft_read(p, data, n) ~= 0 then A.fail() end
+  if not meta and C.weft_read(p, data, n) ~= 0 then A.fail() end
   local at = 0
   local function build(dim)
     if dim == p.v.ndim then

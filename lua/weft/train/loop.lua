@@ -3,7 +3,7 @@ local autograd = require "weft.autograd"
 local config_of = require "weft.config"
 local files = require "weft.files"
 local phases = require "weft.train.phases"
-local C = require("weft.core").lib
+local memory = require "weft.train.memory"
 
 local M = {}
 
@@ -91,6 +91,7 @@ function M:report()
   for k, v in pairs(row) do
     if type(v) == "number" and (v ~= v or math.abs(v) == math.huge) then row[k] = tostring(v) end
   end
+  memory.stepped(self)
   self.log:metrics(row)
   local parts = {}
   for name, v in pairs(self.sums) do
@@ -105,7 +106,7 @@ function M:report()
     { ("loss %.3f"):format(self.sums.total or 0), 10 }, { ("(%s)"):format(table.concat(parts, " ")), 3 }, { ("lr %.2e"):format(rate), 4 },
     { ("norm %.2f"):format(self.norm), 5 }, { ("%.0f img/s"):format(self.pictures / second), 5.5 },
     { ("%.0f tok/s"):format(self.tokens / second), 1 }, { ("wait %.0f%%"):format(100 * (self.waited or 0) / second), 2.5 },
-    { ("%d MiB"):format(tonumber(C.weft_memory_of(C.weft_device_of(o.device)).peak) / 2 ^ 20), 2 }, { "ETA " .. eta((total_steps - self.step) * self.pace), 8 },
+    { ("%d MiB"):format(memory.peak(self) / 2 ^ 20), 2 }, { "ETA " .. eta((total_steps - self.step) * self.pace), 8 },
   }, self.step % o.log_every == 0 or self.step == total_steps)
   self:watch_priors()
   self:watch_waiting(self.waited or 0, since)
@@ -133,6 +134,7 @@ function M:evaluate(label)
     self.test_checked = true
     self.data.test:drop_damaged()
   end
+  memory.unwatch(self)
   self.model:eval()
   autograd.no_grad(function()
     for _, fn in ipairs(self.data.test:size() > 0 and self.recipe.evaluate or {}) do
@@ -157,6 +159,39 @@ function M:evaluate(label)
   return values
 end
 
+-- Pictures of a step that is done: the collector would come for them much later.
+local function release(batch)
+  for _, part in ipairs { batch, batch.text } do
+    for _, name in ipairs { "pixels", "ids", "mask" } do
+      if part[name] then
+        part[name]:free()
+        part[name] = nil
+      end
+    end
+  end
+end
+
+---Scores as they are now, without a word in the run's log or story: of one evaluation, or all of the recipe's.
+---@param name? string  "retrieval", "itm", "captions"
+---@return table figures
+function M:scores(name)
+  local values = {}
+  local own = name and rawget(require "weft.eval", name)
+  require("weft.probe.common").aside(self.model, function()
+    autograd.no_grad(function()
+      for _, fn in ipairs(own and { own } or self.recipe.evaluate) do
+        for k, v in pairs(fn(self)) do values[k] = v end
+      end
+    end)
+  end)
+  if name and values[name] == nil then require("weft.args").raise("scores: this recipe has no figures called %s", tostring(name)) end
+  return name and values[name] or values
+end
+
+---A few pictures with their captions, held out where there are such: for looking at.
+---@param n? integer  how many (8)
+function M:batch(n) return (require("weft.probe.hand").batch(self, n)) end
+
 ---The whole run: what `weft train` does.
 function M:train()
   self.started = files.clock()
@@ -164,11 +199,16 @@ function M:train()
   if self.step > 0 then self:resume_check() end
   if self.tensorboard ~= false and config_of.get(self.config, "tensorboard", true) then require("weft.train.tensorboard").attach(self) end
   self:print_start()
+  local planned, estimate = pcall(memory.estimate, self)
+  self.estimate = planned and estimate or nil
   if self.data.test:size() == 0 then self.log:line "nothing is held out (data.held_out): there will be no scores" end
   if not self.history then self:evaluate "before" end
   local losses = function(batch) return self.model:losses(batch) end
   for _ in self:epochs() do
-    for batch in self:batches() do self:train_step(batch, losses) end
+    for batch in self:batches() do
+      self:train_step(batch, losses)
+      release(batch)
+    end
   end
   if self.epoch <= self.options.epochs then return (require("weft.train.branch").mark(self)) end
   return self:finish()
@@ -200,13 +240,16 @@ function M:finish()
   local checkpoint = require "weft.train.checkpoint"
   self:keep_best()
   local result = { phase = self.phase.index, epoch = self.epoch - 1, step = self.step, trainable = self.trainable, skipped = self.skipped,
-    seconds = self:seconds(), peak_rss_mib = tonumber(C.weft_peak_rss()), frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
+    seconds = self:seconds(), peak_rss_mib = tonumber(require("weft.core").lib.weft_peak_rss()),
+    frozen_unchanged = self:checksum_frozen() == self.frozen_checksum,
     damaged = #self.damaged, best = self:best(),
     hashes = { initial = self.hashes.initial, data = self.hashes.data, first_phase = self.hashes.first_phase,
       final = checkpoint.checksum(self.model:state_dict()) },
     evaluations = self.history, protocol = self.history[#self.history].protocol, losses = self.sums }
   for k, v in pairs(self.history[#self.history].values) do result[k] = v end
   result.itm_acc = result.itm and result.itm.itm_acc
+  local taken, text = memory.compared(self)
+  result.memory = require("weft.io.json").array(taken)
   if self.recipe.finish then
     self.model:eval()
     autograd.no_grad(function() self.recipe.finish(self, result) end)
@@ -222,6 +265,7 @@ function M:finish()
   local made, wrote, why = pcall(require("weft.report.html").write, { self.dir }, self.dir .. "/report.html")
   if not made or not wrote then self.log:line("note: no report.html: %s", tostring(made and why or wrote)) end
   if self.events then self.events:finish(true) end
+  if text then self.log:line("%s", text) end
   self.log:line("done in %s: %s/result.json", eta(result.seconds), self.dir)
   return result
 end

@@ -65,7 +65,7 @@ local function build(recipe, dir, options)
   local o = settings(c)
   random.manual_seed(o.seed)
   local self = setmetatable({ recipe = recipe, config = c, options = o, dir = dir, step = 0, epoch = 1, position = 0,
-    skipped = 0, started = files.clock(), quiet = options.quiet, kept = {}, trainable = {}, damaged = {} }, Run)
+    skipped = 0, started = files.clock(), quiet = options.quiet, kept = {}, trainable = {}, damaged = {}, peaks = {} }, Run)
   if options.data then self.data = options.data
   elseif options.for_use then self.data = require("weft.data").recorded(dir)
   else self.data = recipe.data(c, { seed = o.seed, batch = o.batch, dir = dir, tokenizer = options.tokenizer }) end
@@ -73,7 +73,7 @@ local function build(recipe, dir, options)
   self.model = recipe.model(c, self.data)
   self.model:assign_paths()
   self.model:initialize(o.seed)
-  place(self, o)
+  if not options.absent then place(self, o) end  -- planned for a device that is not here
   self.plan = phases.plan(recipe.phases, o.epochs)
   for _, set in pairs { self.data.train, self.data.test } do
     set.on_damage = function(name, message) self:damage(name, message) end
@@ -346,7 +346,10 @@ function Run:set_phase(phase)
   })
   if #groups == 0 then A.raise("%s: nothing to train: every parameter is frozen", phase.name) end
   if extend then self.optimizer:extend(groups)
-  else self.optimizer = optim.AdamW(groups, { betas = o.betas, eps = o.eps }) end
+  else
+    if self.optimizer then self.optimizer:release() end
+    self.optimizer = optim.AdamW(groups, { betas = o.betas, eps = o.eps })
+  end
   self.phase, self.unmoved = phase, nil
   -- whatever follows from what is frozen, such as features that are no longer worth keeping
   self.model:apply(function(m) if m.phase_changed then m:phase_changed() end end)

@@ -26,7 +26,8 @@ end
 
 local function device(o)
   if o.device ~= "cpu" then
-    return ("%s, %s: %s"):format(o.device, o.dtype, ffi.string(C.weft_cuda_describe(C.weft_device_of(o.device))))
+    local what = C.weft_cuda_describe(C.weft_device_of(o.device))
+    return ("%s, %s: %s"):format(o.device, o.dtype, what ~= nil and ffi.string(what) or "not here")
   end
   return ("cpu, %s: %s kernels, %s, %d threads"):format(o.dtype, ffi.string(C.weft_cpu_path()), ffi.string(C.weft_blas_name()), C.weft_threads())
 end
