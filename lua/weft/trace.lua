@@ -70,7 +70,7 @@ end
 ---Runs a model once, in evaluation and without the tape, and tells what each module made: a list of
 ---{ path, type, calls, shape, dtype, ms, mib, bad, mean, spread }, in the order of their ends, which
 ---prints as a table. ms holds what runs inside; mib is what the call left behind.
----@param model table  a module
+---@param model table  a module, or a run
 ---@param ... any  its inputs; a recipe's batch, for its losses; or a function that runs what is to be seen
 ---@return table trace
 ---
@@ -78,7 +78,7 @@ end
 ---    local t = weft.trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), weft.randn { 2, 3 })
 ---    print(t[1].path, t[1].shape)
 function M.trace(model, ...)
-  if not require("weft.nn.module").is_module(model) then A.raise("trace: a module is expected, got %s", A.typename(model)) end
+  model = require("weft.probe.common").model(model, "trace")
   local trace, seen, wrapped = setmetatable({}, Trace), {}, {}
   local clock = require("weft.files").clock
   local function live() return tonumber(C.weft_memory_of(0).live) end

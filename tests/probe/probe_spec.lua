@@ -31,6 +31,36 @@ describe("weft.trace", function()
     assert.equal(0, by.compress.bad)
     assert.is_true(by["language.model.norm"].calls >= 2)
     assert.equal(before, state_of(run.model))
+    assert.equal(#t, #weft.trace(run, run:batch(2)))  -- a run stands for its model
+  end)
+end)
+
+describe("peft.with", function()
+  it("runs with other strengths and sets them back, also after an error", function()
+    local plain = run:scores "retrieval"
+    local function r_mean() return run:scores("retrieval").r_mean end
+    local base = weft.peft.disable(run.model, r_mean)
+    assert.equal(base, weft.peft.with(run.model, { scale = 0 }, r_mean))
+    assert.equal(base, weft.peft.with(run.model, { active = {} }, r_mean))
+    assert.is_false((pcall(weft.peft.with, run.model, { scale = 3 }, error, "boo")))
+    assert.equal(plain.r_mean, r_mean())
+    assert.same({ "default" }, weft.peft.active(run.model))
+    local x = run:batch(1).pixels
+    local function out(...) return (weft.peft.with(run.model.vision, { scale = ... }, function() return run.model.vision(x).cls:sum():item() end)) end
+    assert.equal(out(1), run.model.vision(x).cls:sum():item())
+    assert.not_equal(out(1), out(4))
+  end)
+end)
+
+describe("scores at the prompt", function()
+  it("are those of an evaluation, and leave no trace in the run's story", function()
+    local history, training, log = #run.history, run.model.training, tiny.read(run.dir .. "/log.txt")
+    assert.equal(run.history[history].values.retrieval.r_mean, run:scores("retrieval").r_mean)
+    assert.truthy(run:scores().captions.samples)
+    assert.has_error(function() run:scores "blue" end)
+    assert.equal(history, #run.history)
+    assert.equal(training, run.model.training)
+    assert.equal(log, tiny.read(run.dir .. "/log.txt"))
   end)
 end)
 

@@ -189,6 +189,7 @@ at hand: run, model, data, config, batch (a few held-out pictures)
   weft.attention(run, "dog.jpg", { over = true })  where the encoder looks; weft.show draws it
   weft.peft.spectrum(model, { values = true })     each adapter's change beside its base weight
   weft.peft.scale(model, 0.5);                     strength of the adapters; peft.activate switches, peft.disable runs without
+  with(model, { scale = 0 }, function() return run:scores "retrieval" end)   anything, without the adapters for once
   weft.compare(run, batch)                         what the adapters change, module by module
   weft.nearest(run, "dog.jpg", 5)                  nearest captions; of a text: nearest pictures
   step(10)                                         train a little, by hand
@@ -207,6 +208,7 @@ local function hand(session, path, overrides)
   local run, note = by_hand.open(path, overrides)
   take(run)
   function env.look() session.out(LOOK) end
+  env.with = require("weft.peft").with
   function env.step(n) return (by_hand.step(env.run, n)) end
   function env.reload(...)
     local new, text = by_hand.reload(env.run, { ... })
