@@ -37,6 +37,9 @@ typedef struct weft_grad_call {
     uint64_t needs;               // bit i: dx[i] is wanted
     int n_in, n_out;
     weft_tensor **dx;
+    // The gradient that input i has so far, where it may be added to in place: dx[i] = onto[i] then
+    // says that this was done, as the last thing that can fail. NULL where it may not.
+    weft_tensor *const *onto;
 } weft_grad_call;
 typedef weft_status (*weft_grad_fn)(weft_grad_call *call);
 #define NEEDS(call, i) (((call)->needs >> (i)) & 1)
@@ -71,6 +74,11 @@ weft_status weft_dispatch_all(weft_op op, const weft_tensor *const *in, int n_in
 // Refuses a write in place that the tape or a second element at the same place would not survive.
 // source: what is written, or NULL.
 weft_status weft_may_write(const weft_tensor *t, const weft_tensor *source, const char *what);
+
+// As weft_dispatch, into the memory of `onto` (contiguous, of the first output's shape and dtype)
+// where that is not NULL.
+weft_status weft_dispatch_onto(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
+                               weft_tensor **out, const weft_tensor *onto);
 
 // --- storage: bytes with a count of who holds them
 typedef struct weft_storage {

@@ -95,6 +95,61 @@ GRADIENT(gelu_tanh_backward, x, const W b = bounded(x, (W)60); W g; const W p = 
 ACTIVATION(silu, floored(x, (W)800) * logistic(x, &slope))
 GRADIENT(silu_backward, x, const W b = bounded(x, (W)800); W g; const W p = logistic(b, &g), dy * (p + b * g))
 
+template <class T> struct silu_gate_fn {
+    DEVICE T operator()(T gate, T up) const {
+        typedef wide_t<T> W;
+        W slope;
+        const W x = widen<T>(gate);
+        return narrow<T>(floored(x, (W)800) * logistic(x, &slope) * widen<T>(up));
+    }
+};
+CUDA_KERNEL(silu_gate) {
+    return with_float(call->out[0]->dtype, [&](auto tag) {
+        using T = TYPE_OF(tag);
+        return each2<T, T, T>(call, silu_gate_fn<T>{});
+    });
+}
+
+// All five side by side, 16 bytes at a time where they are aligned.
+template <class T, int VEC>
+__global__ void __launch_bounds__(EACH_THREADS) silu_gate_gradient(const T *dy, const T *gate, const T *up, T *dgate, T *dup,
+                                                                   const int64_t n) {
+    typedef wide_t<T> W;
+    typedef pack<T, VEC> P;
+    for (int64_t i = THREAD_INDEX * VEC; i < n; i += THREAD_COUNT * VEC) {
+        const P d = *reinterpret_cast<const P *>(dy + i), g = *reinterpret_cast<const P *>(gate + i);
+        const P u = *reinterpret_cast<const P *>(up + i);
+        P to_gate, to_up;
+        for (int k = 0; k < VEC; k++) {
+            const W x = widen<T>(g.v[k]), b = bounded(x, (W)800), dk = widen<T>(d.v[k]);
+            W slope;
+            const W open = logistic(b, &slope);
+            to_up.v[k] = narrow<T>(dk * (floored(x, (W)800) * open));
+            to_gate.v[k] = narrow<T>(dk * widen<T>(u.v[k]) * (open + b * slope));
+        }
+        *reinterpret_cast<P *>(dgate + i) = to_gate;
+        *reinterpret_cast<P *>(dup + i) = to_up;
+    }
+}
+
+CUDA_KERNEL(silu_gate_backward) {
+    const int64_t n = call->out[0]->numel;
+    if (n == 0) return WEFT_OK;
+    return with_float(call->out[0]->dtype, [&](auto tag) {
+        using T = TYPE_OF(tag);
+        constexpr int WIDE = 16 / sizeof(T);
+        const T *dy = static_cast<const T *>(call->in[0]->data), *gate = static_cast<const T *>(call->in[1]->data);
+        const T *up = static_cast<const T *>(call->in[2]->data);
+        T *dgate = static_cast<T *>(call->out[0]->data), *dup = static_cast<T *>(call->out[1]->data);
+        const bool aligned = ((uintptr_t)dy | (uintptr_t)gate | (uintptr_t)up | (uintptr_t)dgate | (uintptr_t)dup) % 16 == 0;
+        if (aligned && n % WIDE == 0)
+            return LAUNCH(call, (silu_gate_gradient<T, WIDE>), blocks_for(n / WIDE, EACH_THREADS), EACH_THREADS, 0, dy, gate,
+                          up, dgate, dup, n);
+        return LAUNCH(call, (silu_gate_gradient<T, 1>), blocks_for(n, EACH_THREADS), EACH_THREADS, 0, dy, gate, up, dgate,
+                      dup, n);
+    });
+}
+
 ACTIVATION(tanh, tanh(x))
 GRADIENT(tanh_backward, y, , dy * ((W)1 - y * y))
 

@@ -90,6 +90,9 @@ static weft_status complaints(cuda_device *d) {
     case FAULT_INDEFINITE:
         return weft_fail(WEFT_EINVAL, "%s: matrix %lld is not positive definite (its leading %lld rows and columns are "
                          "not); add a little to its diagonal, on %s", op, (long long)f.value, (long long)f.low, d->name);
+    case FAULT_PLAN:
+        return weft_fail(WEFT_EINVAL, "%s: the plan of picture %lld leads outside its tensors, on %s", op,
+                         (long long)f.position + 1, d->name);
     case FAULT_CONVERGENCE:
         return weft_fail(WEFT_EINVAL, "%s: matrix %lld: the singular values did not converge, on %s", op,
                          (long long)f.value, d->name);

@@ -106,7 +106,7 @@ struct scratch {
 // raised when the host next waits for the device.
 enum cuda_complaint {
     FAULT_NONE, FAULT_INDEX, FAULT_PROBABILITY, FAULT_WEIGHT, FAULT_DRAWS, FAULT_DIVISION,
-    FAULT_FINITE, FAULT_SINGULAR, FAULT_INDEFINITE, FAULT_CONVERGENCE
+    FAULT_FINITE, FAULT_SINGULAR, FAULT_INDEFINITE, FAULT_CONVERGENCE, FAULT_PLAN
 };
 struct cuda_fault {
     int32_t what, op;

@@ -1,9 +1,11 @@
 // lora.cu: a linear layer with a low-rank branch, y = x W^T + b + scale dropout(x) A^T B^T, and its
-// gradients. Products are cuda_product's. Dropout's mask is drawn where it is applied, as the CPU
-// draws it; its factor 1 / (1 - p) goes into the products, which costs nothing and no rounding.
+// gradients. Large products are cuda_product's, the branch is a kernel of low_rank.cu. Dropout's mask is
+// drawn where it is applied, as the CPU draws it; its factor 1 / (1 - p) goes into the products, which
+// costs nothing and no rounding.
 #include "cuda/blas.h"
 #include "cuda/calls.h"
 #include "cuda/each.h"
+#include "cuda/low_rank.h"
 #define WEFT_FN static __host__ __device__ inline
 #include "tensor/random.h"
 
@@ -16,8 +18,8 @@ struct masking {
     uint32_t limit;         // kept: word >> 8 at least this
     int64_t n;
     const void *x;
-    void *dropped, *dx;     // dropped = x where kept, else 0; the same to dx in place; either NULL
-    template <class V> void visit(V &v) { v(x), v(dropped), v(dx); }
+    void *dropped;          // x where kept, else 0
+    template <class V> void visit(V &v) { v(x), v(dropped); }
 };
 
 template <class T> DEVICE void mask_group(const T *from, T *to, int64_t first, int64_t n, bool whole, const bool *kept) {
@@ -35,7 +37,7 @@ template <class T> DEVICE void mask_group(const T *from, T *to, int64_t first, i
 
 template <class T> __global__ void __launch_bounds__(256) mask_kernel(const masking m, const bool aligned) {
     const T *x = static_cast<const T *>(m.x);
-    T *dropped = static_cast<T *>(m.dropped), *dx = static_cast<T *>(m.dx);
+    T *dropped = static_cast<T *>(m.dropped);
     for (int64_t first = THREAD_INDEX * GROUP; first < m.n; first += THREAD_COUNT * GROUP) {
         bool kept[GROUP];
         for (int half = 0; half < 2; half++) {
@@ -43,8 +45,7 @@ template <class T> __global__ void __launch_bounds__(256) mask_kernel(const mask
             for (int j = 0; j < 4; j++) kept[4 * half + j] = words.v[j] >> 8 >= m.limit;
         }
         const bool whole = aligned && first + GROUP <= m.n;
-        if (x) mask_group(x, dropped, first, m.n, whole, kept);
-        if (dx) mask_group(dx, dx, first, m.n, whole, kept);
+        mask_group(x, dropped, first, m.n, whole, kept);
     }
 }
 
@@ -52,21 +53,33 @@ struct dropout { double p, keep; const weft_attrs *at; };
 
 static dropout dropout_of(const weft_attrs *at, double p) { return dropout{ p, p < 1 ? 1 / (1 - p) : 0, at }; }
 
-// rows * columns elements; x or dx may be NULL.
-static weft_status apply_mask(const weft_call *call, const dropout *d, int dtype, int64_t n, const void *x, void *dropped,
-                              void *dx) {
-    if (n == 0) return WEFT_OK;
+// A draw keeps its element where its upper 24 bits are at least this.
+static uint32_t limit_of(const dropout *d) {
     const double scaled = d->p * 0x1p24;
+    const uint32_t limit = (uint32_t)scaled;
+    return limit + ((double)limit < scaled);
+}
+
+static weft_status apply_mask(const weft_call *call, const dropout *d, int dtype, int64_t n, const void *x, void *dropped) {
+    if (n == 0) return WEFT_OK;
     masking m = {};
     m.key = d->at->rng_key, m.counter = d->at->rng_counter;
-    m.limit = (uint32_t)scaled;
-    m.limit += (double)m.limit < scaled;
+    m.limit = limit_of(d);
     m.n = n;
-    m.x = x, m.dropped = dropped, m.dx = dx;
-    const bool aligned = ((uintptr_t)x | (uintptr_t)dropped | (uintptr_t)dx) % 16 == 0;
+    m.x = x, m.dropped = dropped;
+    const bool aligned = ((uintptr_t)x | (uintptr_t)dropped) % 16 == 0;
     return with_float(dtype, [&](auto tag) {
         return LAUNCH(call, mask_kernel<TYPE_OF(tag)>, blocks_for(ceil_div(n, GROUP), 256), 256, 0, m, aligned);
     });
+}
+
+static low_rank branch(const dropout *d, int64_t rows, int64_t r) {
+    low_rank p = {};
+    p.rows = rows, p.r = p.line = r;
+    p.key = d->at->rng_key, p.counter = d->at->rng_counter;
+    p.limit = limit_of(d);
+    p.after = 1;
+    return p;
 }
 
 // --- rows-by-rows products: c [m, n] = alpha op(a) op(b) + beta c, all three contiguous
@@ -92,22 +105,23 @@ CUDA_KERNEL(lora_linear) {
     const int dtype = x->dtype;
     if (rows == 0) return WEFT_OK;
     TRY(product(call, dtype, { rows, out, in }, 1, x->data, false, weight->data, true, 0, y->data, bias ? bias->data : nullptr));
-    if (d.p > 0) {
-        scratch dropped(call, x->numel * cuda_host->dtype_size(dtype));
-        if (!dropped.data) return WEFT_ENOMEM;
-        TRY(apply_mask(call, &d, dtype, x->numel, x->data, dropped.data, nullptr));
-        TRY(product(call, dtype, { rows, r, in }, d.keep, dropped.data, false, a->data, true, 0, h->data));
-    } else TRY(product(call, dtype, { rows, r, in }, 1, x->data, false, a->data, true, 0, h->data));
-    return product(call, dtype, { rows, out, r }, call->at->AT(lora_linear, scale), h->data, false, b->data, true, 1, y->data);
+    low_rank p = branch(&d, rows, r);
+    p.turned = true;
+    p.in = in, p.out = out;
+    p.x = x->data, p.down = a->data, p.up = b->data, p.h = h->data, p.y = y->data;
+    p.drop_x = d.p > 0;
+    p.before = d.p > 0 ? d.keep : 1, p.after = call->at->AT(lora_linear, scale);
+    return cuda_low_rank(call, dtype, p);
 }
 
-// With t = scale dy B: dx = dy W + mask(t A), dA = t^T mask(x). The mask is drawn once for both.
+// With t = scale dy B: dx = dy W + mask(t A), dA = t^T mask(x).
 CUDA_KERNEL(lora_linear_backward) {
     const weft_view *dy = call->in[0], *x = call->in[1], *weight = call->in[2], *a = call->in[3], *b = call->in[4], *h = call->in[5];
     const int64_t needs = call->at->AT(lora_linear_backward, needs);
     const double scale = call->at->AT(lora_linear_backward, scale);
     const dropout d = dropout_of(call->at, call->at->AT(lora_linear_backward, p));
     const bool need_dx = needs & NEED_DX, need_da = needs & NEED_DA, masked = d.p > 0;
+    const bool onto = call->at->AT(lora_linear_backward, onto) != 0;
     const int dtype = dy->dtype;
     const int64_t size = cuda_host->dtype_size(dtype);
     const int64_t rows = weft_span(dy, 0, dy->ndim - 1), out = dy->shape[dy->ndim - 1];
@@ -117,12 +131,14 @@ CUDA_KERNEL(lora_linear_backward) {
     if (need_dx || need_da) {
         scratch t(call, rows * r * size), dropped(call, masked && need_da ? rows * in * size : 0);
         if (!t.data || !dropped.data) return WEFT_ENOMEM;
-        TRY(product(call, dtype, { rows, r, out }, scale * (masked ? d.keep : 1), dy->data, false, b->data, false, 0, t.data));
-        if (need_dx && masked) TRY(product(call, dtype, { rows, in, r }, 1, t.data, false, a->data, false, 0, dx));
-        if (masked)
-            TRY(apply_mask(call, &d, dtype, rows * in, need_da ? x->data : nullptr, dropped.data, need_dx ? dx : nullptr));
-        if (need_dx) TRY(product(call, dtype, { rows, in, out }, 1, dy->data, false, weight->data, false, masked ? 1 : 0, dx));
-        if (need_dx && !masked) TRY(product(call, dtype, { rows, in, r }, 1, t.data, false, a->data, false, 1, dx));
+        if (need_dx) TRY(product(call, dtype, { rows, in, out }, 1, dy->data, false, weight->data, false, onto, dx));
+        low_rank p = branch(&d, rows, r);
+        p.in = out, p.out = in;
+        p.x = dy->data, p.down = b->data, p.up = need_dx ? a->data : nullptr, p.h = t.data, p.y = need_dx ? dx : nullptr;
+        p.drop_y = masked;
+        p.before = scale * (masked ? d.keep : 1);
+        TRY(cuda_low_rank(call, dtype, p));
+        if (need_da && masked) TRY(apply_mask(call, &d, dtype, rows * in, x->data, dropped.data));
         if (need_da)
             TRY(product(call, dtype, { r, in, rows }, 1, t.data, true, masked ? dropped.data : x->data, false, 0, call->out[3]->data));
     }

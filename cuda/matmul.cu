@@ -179,6 +179,21 @@ CUDA_KERNEL(linear_weight_backward) {
     return cuda_product(call, &g);
 }
 
+CUDA_KERNEL(linear_backward) {
+    const weft_view *dy = call->in[0], *weight = call->in[1], *dx = call->out[0];
+    if (dx->numel == 0) return WEFT_OK;
+    const bool onto = call->at->AT(linear_backward, onto) != 0;
+    cuda_gemm g = {};
+    g.dtype = dy->dtype;
+    g.n = weight->shape[1], g.k = weight->shape[0];
+    g.m = dx->numel / g.n;
+    g.lda = g.k, g.ldb = g.ldc = g.n;
+    g.batch = 1;
+    g.alpha = 1, g.beta = onto;
+    g.a = dy->data, g.b = weight->data, g.c = dx->data;
+    return cuda_product(call, &g);
+}
+
 CUDA_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *bias = call->in[2], *y = call->out[0];
     if (y->numel == 0) return WEFT_OK;

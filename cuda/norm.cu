@@ -1,4 +1,4 @@
-// norm.cu: layer_norm, rms_norm and normalize with their fused gradients. Gradients of weight and
+// norm.cu: layer_norm and rms_norm, also of a sum that is made on the way, and normalize, with their fused gradients. Gradients of weight and
 // bias are summed by groups of threads over rows that depend on shapes alone, then over groups in order.
 #include "cuda/rows.h"
 
@@ -10,11 +10,14 @@ static const void *data_of(const weft_view *v) { return v ? v->data : nullptr; }
 struct norm_job {
     const void *dy, *x, *weight, *bias, *mean, *rstd;
     void *y, *mean_out, *rstd_out;      // y: dx in a backward
+    const void *added, *scale, *dsum;   // x + added * scale is the row, kept in sum; dsum: its gradient
+    void *sum, *dm;
     void *sums;                         // [groups][2][d]: dweight, dbias
     int64_t n, d;
     double eps;
     template <class V> void visit(V &v) {
         v(dy); v(x); v(weight); v(bias); v(mean); v(rstd); v(y); v(mean_out); v(rstd_out); v(sums);
+        v(added); v(scale); v(dsum); v(sum); v(dm);
     }
 };
 
@@ -33,8 +36,23 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_forward(const norm_job j) {
     const T *const w = static_cast<const T *>(j.weight), *const b = static_cast<const T *>(j.bias);
     FOR_ROWS(row, j.n) {
         const bool live = row < j.n;
-        const row_part<T, VEC, PER> x(static_cast<const T *>(j.x) + row * j.d, live ? packs : 0);
+        row_part<T, VEC, PER> x(static_cast<const T *>(j.x) + row * j.d, live ? packs : 0);
         T *const y = static_cast<T *>(j.y) + row * j.d;
+        if (j.added) {      // the statistics are those of the sum as it is kept
+            const T *const m = static_cast<const T *>(j.added) + row * j.d, *const scale = static_cast<const T *>(j.scale);
+            T *const sum = static_cast<T *>(j.sum) + row * j.d;
+            each_pack<PER>(x.packs, [&](int i, auto k) {
+                pack<T, VEC> p = x.at(i, k), pm = read_pack<T, VEC>(m, k), ps;
+                if (scale) ps = read_pack<T, VEC>(scale, k);
+                for (int c = 0; c < VEC; c++) {
+                    const W v = widen<T>(pm.v[c]);
+                    p.v[c] = narrow<T>(widen<T>(p.v[c]) + (scale ? v * widen<T>(ps.v[c]) : v));
+                }
+                write_pack<T, VEC>(sum, k, p);
+                if constexpr (PER > 0) x.kept[i] = p;
+            });
+            x.x = sum;
+        }
         W mean = 0;
         if (CENTER) {
             S sum = 0;
@@ -79,11 +97,11 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_forward(const norm_job j) {
 
 template <bool CENTER> static weft_status forward(const weft_call *call, norm_job j) {
     set_rows(&j, call->in[0]);
-    j.y = call->out[0]->data;
     if (j.n == 0) return WEFT_OK;
     return with_float(call->out[0]->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);
-        const uintptr_t all = address(j.x) | address(j.y) | address(j.weight) | address(j.bias);
+        const uintptr_t all = address(j.x) | address(j.y) | address(j.weight) | address(j.bias) | address(j.added) |
+                              address(j.scale) | address(j.sum);
         const row_grid g = row_grid_of<T>(j.n, j.d, all, 8);
         return with_row_grid<T, 8>(g, [&](auto vec, auto per) {
             return LAUNCH(call, (norm_forward<T, COUNT_OF(vec), COUNT_OF(per), CENTER>), g.blocks, g.block, 0, j);
@@ -95,15 +113,42 @@ CUDA_KERNEL(layer_norm) {
     norm_job j = {};
     j.weight = data_of(call->in[1]);
     j.bias = data_of(call->in[2]);
+    j.y = call->out[0]->data;
     j.mean_out = call->out[1]->data;
     j.rstd_out = call->out[2]->data;
     j.eps = call->at->AT(layer_norm, eps);
     return forward<true>(call, j);
 }
 
+CUDA_KERNEL(add_layer_norm) {
+    norm_job j = {};
+    j.added = call->in[1]->data;
+    j.scale = data_of(call->in[2]);
+    j.weight = data_of(call->in[3]);
+    j.bias = data_of(call->in[4]);
+    j.sum = call->out[0]->data;
+    j.y = call->out[1]->data;
+    j.mean_out = call->out[2]->data;
+    j.rstd_out = call->out[3]->data;
+    j.eps = call->at->AT(add_layer_norm, eps);
+    return forward<true>(call, j);
+}
+
+CUDA_KERNEL(add_rms_norm) {
+    norm_job j = {};
+    j.added = call->in[1]->data;
+    j.weight = data_of(call->in[2]);
+    j.sum = call->out[0]->data;
+    j.y = call->out[1]->data;
+    j.rstd_out = call->out[2]->data;
+    j.eps = call->at->AT(add_rms_norm, eps);
+    return forward<false>(call, j);
+}
+
 CUDA_KERNEL(rms_norm) {
     norm_job j = {};
     j.weight = data_of(call->in[1]);
+    j.y = call->out[0]->data;
     j.rstd_out = call->out[1]->data;
     j.eps = call->at->AT(rms_norm, eps);
     return forward<false>(call, j);
@@ -159,16 +204,23 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_backward(const norm_job j) {
         if (!j.y) continue;
         row_sum2(sum_g, sum_gx);
         const W c1 = (W)(sum_gx / (S)j.d * (S)rstd * (S)rstd), c2 = j.mean ? (W)(sum_g / (S)j.d) : (W)0;
-        T *const dx = static_cast<T *>(j.y) + row * j.d;
+        T *const dx = static_cast<T *>(j.y) + row * j.d, *const dm = static_cast<T *>(j.dm) + row * j.d;
+        const T *const dsum = static_cast<const T *>(j.dsum) + row * j.d, *const scale = static_cast<const T *>(j.scale);
         each_pack<PER>(x.packs, [&](int i, auto k) {
             const pack<T, VEC> px = x.at(i, k), pd = dy.at(i, k);
-            pack<T, VEC> pw, out;
+            pack<T, VEC> pw, ps, pt, out, out_m;
             if (w) pw = read_pack<T, VEC>(w, k);
+            if (j.dsum) ps = read_pack<T, VEC>(dsum, k);
+            if (j.scale) pt = read_pack<T, VEC>(scale, k);
             for (int c = 0; c < VEC; c++) {
                 const W d = widen<T>(pd.v[c]), g = w ? d * widen<T>(pw.v[c]) : d;
-                out.v[c] = narrow<T>(rstd * (g - c2 - (widen<T>(px.v[c]) - mean) * c1));
+                W v = rstd * (g - c2 - (widen<T>(px.v[c]) - mean) * c1);
+                if (j.dsum) v += widen<T>(ps.v[c]);
+                out.v[c] = narrow<T>(v);
+                out_m.v[c] = narrow<T>(j.scale ? v * widen<T>(pt.v[c]) : v);
             }
             write_pack<T, VEC>(dx, k, out);
+            if (j.dm) write_pack<T, VEC>(dm, k, out_m);
         });
     }
     if constexpr (SUMS && PER > 0)
@@ -196,16 +248,13 @@ __global__ void __launch_bounds__(256) norm_combine(const wide_t<T> *sums, T *dw
     }
 }
 
-static weft_status backward(const weft_call *call, norm_job j, void *dx, void *dweight, void *dbias) {
-    const weft_view *x = call->in[1];
+static weft_status backward(const weft_call *call, norm_job j, const weft_view *x, void *dweight, void *dbias) {
     set_rows(&j, x);
-    j.dy = call->in[0]->data;
-    j.weight = data_of(call->in[2]);
-    j.y = dx;
     if (j.d == 0 || (j.n == 0 && !dweight && !dbias)) return WEFT_OK;
     return with_float(x->dtype, [&](auto tag) -> weft_status {
         using T = TYPE_OF(tag);
-        const uintptr_t all = address(j.x) | address(j.dy) | address(j.y) | address(j.weight);
+        const uintptr_t all = address(j.x) | address(j.dy) | address(j.y) | address(j.weight) | address(j.dsum) |
+                              address(j.scale) | address(j.dm);
         if (!dweight && !dbias) {
             const row_grid g = row_grid_of<T>(j.n, j.d, all, 4);
             return with_row_grid<T, 4>(g, [&](auto vec, auto per) {
@@ -231,17 +280,47 @@ static weft_status backward(const weft_call *call, norm_job j, void *dx, void *d
 CUDA_KERNEL(layer_norm_backward) {
     const int64_t needs = call->at->AT(layer_norm_backward, needs);
     norm_job j = {};
+    j.dy = call->in[0]->data;
+    j.weight = data_of(call->in[2]);
     j.mean = call->in[3]->data;
     j.rstd = call->in[4]->data;
-    return backward(call, j, needs & 1 ? call->out[0]->data : nullptr, needs & 2 ? call->out[1]->data : nullptr,
-                    needs & 4 ? call->out[2]->data : nullptr);
+    j.y = needs & 1 ? call->out[0]->data : nullptr;
+    return backward(call, j, call->in[1], needs & 2 ? call->out[1]->data : nullptr, needs & 4 ? call->out[2]->data : nullptr);
+}
+
+CUDA_KERNEL(add_layer_norm_backward) {
+    const int64_t needs = call->at->AT(add_layer_norm_backward, needs);
+    norm_job j = {};
+    j.dsum = data_of(call->in[0]);
+    j.dy = call->in[1]->data;
+    j.scale = data_of(call->in[3]);
+    j.weight = data_of(call->in[4]);
+    j.mean = call->in[5]->data;
+    j.rstd = call->in[6]->data;
+    j.y = needs & 1 ? call->out[0]->data : nullptr;
+    j.dm = needs & 2 ? call->out[1]->data : nullptr;
+    return backward(call, j, call->in[2], needs & 4 ? call->out[2]->data : nullptr, needs & 8 ? call->out[3]->data : nullptr);
+}
+
+CUDA_KERNEL(add_rms_norm_backward) {
+    const int64_t needs = call->at->AT(add_rms_norm_backward, needs);
+    norm_job j = {};
+    j.dsum = data_of(call->in[0]);
+    j.dy = call->in[1]->data;
+    j.weight = data_of(call->in[3]);
+    j.rstd = call->in[4]->data;
+    j.y = needs & 1 ? call->out[0]->data : nullptr;
+    return backward(call, j, call->in[2], needs & 2 ? call->out[1]->data : nullptr, nullptr);
 }
 
 CUDA_KERNEL(rms_norm_backward) {
     const int64_t needs = call->at->AT(rms_norm_backward, needs);
     norm_job j = {};
+    j.dy = call->in[0]->data;
+    j.weight = data_of(call->in[2]);
     j.rstd = call->in[3]->data;
-    return backward(call, j, needs & 1 ? call->out[0]->data : nullptr, needs & 2 ? call->out[1]->data : nullptr, nullptr);
+    j.y = needs & 1 ? call->out[0]->data : nullptr;
+    return backward(call, j, call->in[1], needs & 2 ? call->out[1]->data : nullptr, nullptr);
 }
 
 // --- normalize: sums in double, so that squares of large numbers do not overflow

@@ -13,7 +13,11 @@ struct plain_product {
     void *c;
     int64_t m, n, k, a_row, a_column, b_row, b_column, ldc, batch, stride_a, stride_b, stride_c;
     double alpha, beta;
-    template <class V> void visit(V &v) { v(a), v(b), v(bias), v(c); }
+    template <class V> void visit(V &v) {
+        v(a), v(b), v(bias);
+        if (beta != 0) v.adds_to(c);
+        else v(c);
+    }
 };
 
 // A tile of C to a block, 4 x 4 numbers to a thread.

@@ -194,12 +194,22 @@ static weft_status deliver(weft_node *n, int i, weft_tensor *dx) {
     return accumulate(&n->edges[i].node->pending[n->edges[i].out_index], dx);
 }
 
+// What input i's gradient is so far, where nobody else sees it and a kernel can add to it as it lies.
+static weft_tensor *addable(const weft_node *n, int i) {
+    if (!(n->needs >> i & 1) || !n->edges[i].node) return NULL;
+    weft_tensor *g = n->edges[i].node->pending[n->edges[i].out_index];
+    if (!g || H(g)->storage->refs != 1 || !weft_is_contiguous(g)) return NULL;
+    return g->v.dtype == n->in_view[i].dtype && same_shape(&g->v, &n->in_view[i]) ? g : NULL;
+}
+
 static weft_status run_operator(weft_run *r, weft_node *n) {
     enum { MAX_IN = 64, MAX_OUT = 8 };
     TRY(check_saved(n));
-    weft_tensor *in[MAX_IN] = {0}, *out[MAX_OUT] = {0}, *dx[MAX_IN] = {0};
+    weft_tensor *in[MAX_IN] = {0}, *out[MAX_OUT] = {0}, *dx[MAX_IN] = {0}, *onto[MAX_IN];
     weft_grad_call call = { .at = n->at, .dy = n->pending, .in = in, .out = out, .in_view = n->in_view,
-                            .needs = n->needs, .n_in = n->n_in, .n_out = n->n_out, .dx = dx };
+                            .needs = n->needs, .n_in = n->n_in, .n_out = n->n_out, .dx = dx,
+                            .onto = onto };
+    for (int i = 0; i < n->n_in; i++) onto[i] = addable(n, i);
     int64_t scope = weft_scope_begin();
     if (!scope) return WEFT_EINVAL;
     weft_status code = WEFT_OK;
@@ -213,7 +223,7 @@ static weft_status run_operator(weft_run *r, weft_node *n) {
     if (code == WEFT_OK) code = weft_ops[n->op].grad(&call);
     r->starved = code != WEFT_OK && weft_error_code() == WEFT_ENOMEM;
     for (int i = 0; i < n->n_in && code == WEFT_OK; i++) {
-        if (!dx[i] || !NEEDS(&call, i)) continue;
+        if (!dx[i] || !NEEDS(&call, i) || dx[i] == onto[i]) continue;
         weft_keep(dx[i]);
         code = deliver(n, i, dx[i]);
     }

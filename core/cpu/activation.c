@@ -94,6 +94,38 @@ BOTH(GRADIENT, gelu_backward)
 SMOOTH(float, f, __builtin_fabsf)
 SMOOTH(double, d, __builtin_fabs)
 
+EACH_SPAN2(silu_gate_spanf, float, float, silu_f(A) * B)
+EACH_SPAN2(silu_gate_spand, double, double, silu_d(A) * B)
+CPU_KERNEL(silu_gate) {
+    bool f32 = call->out[0]->dtype == WEFT_FLOAT32;
+    return each_call(call, f32 ? silu_gate_spanf : silu_gate_spand, NULL, f32 ? EACH_CHEAP : EACH_COSTLY);
+}
+
+#define GATE_PIECE(T, s) \
+    static void silu_gate_piece_##s(void *context, int64_t piece) { \
+        const weft_call *call = context; \
+        const int64_t first = piece * EACH_COSTLY; \
+        const int64_t n = weft_piece_end(call->out[0]->numel, EACH_COSTLY, piece) - first; \
+        const T *RESTRICT dy = (const T *)call->in[0]->data + first; \
+        const T *RESTRICT gate = (const T *)call->in[1]->data + first; \
+        const T *RESTRICT up = (const T *)call->in[2]->data + first; \
+        T *RESTRICT dgate = (T *)call->out[0]->data + first, *RESTRICT dup = (T *)call->out[1]->data + first; \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) { \
+            T b = BOUND(gate[i], (T)800), slope; \
+            T open = logistic_##s(b, &slope); \
+            dup[i] = dy[i] * (FLOOR(gate[i], (T)800) * open); \
+            dgate[i] = dy[i] * up[i] * (open + b * slope); \
+        } \
+    }
+GATE_PIECE(float, f)
+GATE_PIECE(double, d)
+CPU_KERNEL(silu_gate_backward) {
+    weft_call shared = *call;
+    weft_parallel(weft_pieces(call->out[0]->numel, EACH_COSTLY),
+                  call->out[0]->dtype == WEFT_FLOAT32 ? silu_gate_piece_f : silu_gate_piece_d, &shared);
+    return WEFT_OK;
+}
+
 BOTH(ACTIVATION, gelu_tanh)
 BOTH(GRADIENT, gelu_tanh_backward)
 BOTH(ACTIVATION, silu)

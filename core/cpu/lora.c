@@ -82,9 +82,8 @@ CPU_KERNEL(lora_linear_backward) {
     t.r = b ? b->shape[1] : h ? h->shape[h->ndim - 1] : 0;
     t.scale = at->AT(lora_linear_backward, scale);
     t.p = at->AT(lora_linear_backward, p);
-    weft_status status =
-        dy->dtype == WEFT_FLOAT32 ? backward_f32(&t, call, needs) : backward_f64(&t, call, needs);
-    if (status == WEFT_OK && (needs & NEED_DW))
+    weft_status status = WEFT_OK;
+    if (needs & NEED_DW)
         status = weft_gemm_run(&(weft_gemm){.dtype = t.dtype,
                                             .trans_a = true,
                                             .m = t.out,
@@ -110,5 +109,6 @@ CPU_KERNEL(lora_linear_backward) {
                                             .a = dy->data,
                                             .b = h->data,
                                             .c = call->out[4]->data});
-    return status;
+    if (status != WEFT_OK) return status;
+    return dy->dtype == WEFT_FLOAT32 ? backward_f32(&t, call, needs) : backward_f64(&t, call, needs);
 }

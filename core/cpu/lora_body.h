@@ -169,7 +169,21 @@ static weft_status NAME(backward)(lora *t, const weft_call *call, int64_t needs)
         t->h = packed + t->out * width;
         weft_parallel(weft_pieces(t->rows, ROWS), NAME(gradient_down), t);
     }
-    if (needs & NEED_DX) {
+    if (status == WEFT_OK && (needs & NEED_DA)) {
+        t->x = call->in[1]->data;
+        t->da = call->out[3]->data;
+        const int64_t pieces = weft_pieces(t->in, COLUMNS);
+        status = weft_slots_open(t->slots, call->backend, pieces, size * COLUMNS * (t->r + ROWS));
+        if (status == WEFT_OK) {
+            weft_parallel(pieces, NAME(gradient_a), t);
+            weft_slots_close(t->slots);
+        }
+    }
+    if (needs & NEED_DBIAS) {
+        t->dbias = call->out[2]->data;
+        weft_parallel(weft_pieces(t->out, COLUMNS), NAME(gradient_bias), t);
+    }
+    if (status == WEFT_OK && (needs & NEED_DX)) {     // last: it may be added to what is there
         REAL *a = packed + t->out * width + t->rows * width;
         NAME(pack_rows)(call->in[3]->data, t->in, 1, t->r, t->in, a, wide);
         t->a = a;
@@ -185,6 +199,7 @@ static weft_status NAME(backward)(lora *t, const weft_call *call, int64_t needs)
                                                 .ldb = t->in,
                                                 .ldc = t->in,
                                                 .alpha = 1,
+                                                .beta = call->at->AT(lora_linear_backward, onto) ? 1 : 0,
                                                 .a = t->y,
                                                 .b = call->in[2]->data,
                                                 .c = t->x,
@@ -192,20 +207,6 @@ static weft_status NAME(backward)(lora *t, const weft_call *call, int64_t needs)
                                                 .context = t});
             weft_slots_close(t->slots);
         }
-    }
-    if (status == WEFT_OK && (needs & NEED_DA)) {
-        t->x = call->in[1]->data;
-        t->da = call->out[3]->data;
-        const int64_t pieces = weft_pieces(t->in, COLUMNS);
-        status = weft_slots_open(t->slots, call->backend, pieces, size * COLUMNS * (t->r + ROWS));
-        if (status == WEFT_OK) {
-            weft_parallel(pieces, NAME(gradient_a), t);
-            weft_slots_close(t->slots);
-        }
-    }
-    if (needs & NEED_DBIAS) {
-        t->dbias = call->out[2]->data;
-        weft_parallel(weft_pieces(t->out, COLUMNS), NAME(gradient_bias), t);
     }
     if (packed) weft_workspace_free(call->backend, packed, nbytes);
     return status;

@@ -207,6 +207,26 @@ static int64_t gap(const even_rows *e) {
     return e->at.outer > 1 ? e->at.block - e->at.inner * e->at.row : 0;
 }
 
+CPU_KERNEL(linear_backward) {
+    const weft_view *dy = call->in[0], *weight = call->in[1], *dx = call->out[0];
+    const int64_t k = weight->shape[0], n = weight->shape[1];
+    if (dx->numel == 0) return WEFT_OK;
+    weft_gemm g = {.dtype = dy->dtype,
+                   .m = dx->numel / n,
+                   .n = n,
+                   .k = k,
+                   .lda = k,
+                   .ldb = n,
+                   .ldc = n,
+                   .alpha = 1,
+                   .beta = call->at->AT(linear_backward, onto) ? 1 : 0,
+                   .a = dy->data,
+                   .b = weight->data,
+                   .c = dx->data};
+    g.row_group = weft_row_group(dy);
+    return weft_gemm_run(&g);
+}
+
 CPU_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *y = call->out[0];
     const int64_t k = weight->shape[1], n = weight->shape[0];

@@ -1,6 +1,7 @@
-// norm.c: layer_norm, rms_norm and normalize with their fused gradients. Gradients of weight and
+// norm.c: layer_norm and rms_norm, also of a sum that is made on the way, and normalize, with their fused gradients. Gradients of weight and
 // bias are summed over pieces of rows that depend on shapes alone, then over pieces in order.
 #include "math.h"
+#include <string.h>
 
 #define GRAIN 16384  // elements a piece of rows
 #define PARTS 64     // pieces at most in a backward that sums over rows
@@ -11,6 +12,8 @@ typedef struct rows {
     const void *dy, *x, *weight, *bias, *mean, *rstd;
     weft_rows dy_rows;
     void *y, *mean_out, *rstd_out, *dx;
+    const void *added, *scale, *dsum;   // x + added * scale is the row, kept in sum; dsum: its gradient
+    void *sum, *dm;
     int64_t n, d, grain;
     double eps;
     bool center;                // layer_norm, not rms_norm
@@ -62,10 +65,25 @@ CPU_KERNEL(rms_norm) {
     return forward(call, &r);
 }
 
-static weft_status backward(const weft_call *call, rows *r) {
-    set_rows(r, call->in[1]);
-    weft_rows_of(call->in[0], 1, &r->dy_rows);
-    bool f32 = call->in[0]->dtype == WEFT_FLOAT32;
+CPU_KERNEL(add_layer_norm) {
+    rows r = { .x = call->in[0]->data, .added = call->in[1]->data, .scale = data_of(call->in[2]),
+               .weight = data_of(call->in[3]), .bias = data_of(call->in[4]), .sum = call->out[0]->data,
+               .y = call->out[1]->data, .mean_out = call->out[2]->data, .rstd_out = call->out[3]->data,
+               .eps = call->at->AT(add_layer_norm, eps), .center = true };
+    return forward(call, &r);
+}
+
+CPU_KERNEL(add_rms_norm) {
+    rows r = { .x = call->in[0]->data, .added = call->in[1]->data, .weight = data_of(call->in[2]),
+               .sum = call->out[0]->data, .y = call->out[1]->data, .rstd_out = call->out[2]->data,
+               .eps = call->at->AT(add_rms_norm, eps) };
+    return forward(call, &r);
+}
+
+static weft_status backward(const weft_call *call, rows *r, const weft_view *dy, const weft_view *x) {
+    set_rows(r, x);
+    weft_rows_of(dy, 1, &r->dy_rows);
+    bool f32 = x->dtype == WEFT_FLOAT32;
     bool sums = r->want_weight || r->want_bias;
     if (r->d == 0) return WEFT_OK;
     int64_t bytes = 0;
@@ -96,7 +114,26 @@ CPU_KERNEL(layer_norm_backward) {
                .dx = needs & 1 ? call->out[0]->data : NULL,
                .want_weight = needs & 2, .want_bias = needs & 4,
                .dweight = call->out[1]->data, .dbias = call->out[2]->data };
-    return backward(call, &r);
+    return backward(call, &r, call->in[0], call->in[1]);
+}
+
+CPU_KERNEL(add_layer_norm_backward) {
+    int64_t needs = call->at->AT(add_layer_norm_backward, needs);
+    rows r = { .dsum = data_of(call->in[0]), .dy = call->in[1]->data, .x = call->in[2]->data,
+               .scale = data_of(call->in[3]), .weight = data_of(call->in[4]), .mean = call->in[5]->data,
+               .rstd = call->in[6]->data, .center = true, .dx = needs & 1 ? call->out[0]->data : NULL,
+               .dm = needs & 2 ? call->out[1]->data : NULL, .want_weight = needs & 4, .want_bias = needs & 8,
+               .dweight = call->out[2]->data, .dbias = call->out[3]->data };
+    return backward(call, &r, call->in[1], call->in[2]);
+}
+
+CPU_KERNEL(add_rms_norm_backward) {
+    int64_t needs = call->at->AT(add_rms_norm_backward, needs);
+    rows r = { .dsum = data_of(call->in[0]), .dy = call->in[1]->data, .x = call->in[2]->data,
+               .weight = data_of(call->in[3]), .rstd = call->in[4]->data,
+               .dx = needs & 1 ? call->out[0]->data : NULL, .want_weight = needs & 2,
+               .dweight = call->out[1]->data };
+    return backward(call, &r, call->in[1], call->in[2]);
 }
 
 CPU_KERNEL(rms_norm_backward) {
@@ -104,7 +141,7 @@ CPU_KERNEL(rms_norm_backward) {
     rows r = { .dy = call->in[0]->data, .x = call->in[1]->data, .weight = data_of(call->in[2]),
                .rstd = call->in[3]->data, .dx = needs & 1 ? call->out[0]->data : NULL,
                .want_weight = needs & 2, .dweight = call->out[1]->data };
-    return backward(call, &r);
+    return backward(call, &r, call->in[0], call->in[1]);
 }
 
 static int64_t set_columns(columns *c, const weft_view *x, int64_t dim) {

@@ -17,11 +17,28 @@ ALWAYS_INLINE void FN(scale_row)(const REAL *RESTRICT x, const REAL *RESTRICT w,
     }
 }
 
+// sum = x + m * scale
+ALWAYS_INLINE void FN(add_row)(const REAL *RESTRICT x, const REAL *RESTRICT m, const REAL *RESTRICT scale,
+                               REAL *RESTRICT sum, int64_t d) {
+    if (scale) {
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) sum[i] = x[i] + m[i] * scale[i];
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) sum[i] = x[i] + m[i];
+    }
+}
+
 static void FN(forward_piece)(void *context, int64_t piece) {
     const rows *r = context;
     const int64_t d = r->d, end = weft_piece_end(r->n, r->grain, piece);
     for (int64_t i = piece * r->grain; i < end; i++) {
         const REAL *x = (const REAL *)r->x + i * d;
+        if (r->added) {
+            REAL *sum = (REAL *)r->sum + i * d;
+            FN(add_row)(x, (const REAL *)r->added + i * d, r->scale, sum, d);
+            x = sum;
+        }
         REAL mean = r->center ? (REAL)(FN(row_sum)(x, d) / (double)d) : 0;
         double variance = FN(row_square_distance)(x, d, mean) / (double)d;
         REAL rstd = (REAL)(1.0 / sqrt(variance + r->eps));
@@ -66,6 +83,19 @@ ALWAYS_INLINE void FN(grad_row)(const REAL *RESTRICT dy, const REAL *RESTRICT x,
     }
 }
 
+// dx += dsum; dm = dx * scale
+ALWAYS_INLINE void FN(spread_row)(REAL *RESTRICT dx, const REAL *RESTRICT dsum, const REAL *RESTRICT scale,
+                                  REAL *RESTRICT dm, int64_t d) {
+    if (dsum) {
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) dx[i] += dsum[i];
+    }
+    if (dm && scale) {
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) dm[i] = dx[i] * scale[i];
+    } else if (dm) memcpy(dm, dx, (size_t)d * sizeof(REAL));
+}
+
 static void FN(flush)(double *RESTRICT sums, REAL *RESTRICT local, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
@@ -85,7 +115,13 @@ static void FN(backward_piece)(void *context, int64_t piece) {
         const REAL *RESTRICT dy = (const REAL *)r->dy + weft_row_at(&r->dy_rows, i);
         const REAL *RESTRICT x = (const REAL *)r->x + i * d;
         const REAL rstd = ((const REAL *)r->rstd)[i], mean = r->center ? ((const REAL *)r->mean)[i] : 0;
-        if (r->dx) FN(grad_row)(dy, x, r->weight, (REAL *)r->dx + i * d, d, mean, rstd, r->center);
+        if (r->dx) {
+            REAL *dx = (REAL *)r->dx + i * d;
+            FN(grad_row)(dy, x, r->weight, dx, d, mean, rstd, r->center);
+            if (r->dsum || r->dm)
+                FN(spread_row)(dx, r->dsum ? (const REAL *)r->dsum + i * d : NULL, r->scale,
+                               r->dm ? (REAL *)r->dm + i * d : NULL, d);
+        }
         if (!sum) continue;
         REAL *RESTRICT dw = local, *RESTRICT db = local + d;
         if (r->want_weight && r->want_bias) {

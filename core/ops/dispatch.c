@@ -168,9 +168,9 @@ static weft_status call_view(weft_op op, const weft_tensor *const *in, int n_in,
     return code;
 }
 
-// `all`: hidden outputs get handles too.
+// `all`: hidden outputs get handles too. onto: the first output's memory, or NULL.
 static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
-                               weft_tensor **out, bool all) {
+                               weft_tensor **out, bool all, const weft_tensor *onto) {
     enum { FEW = 12 };
     const weft_op_info *info = &weft_ops[op];
     const weft_tensor *few_tensors[FEW], **used = few_tensors;
@@ -224,9 +224,10 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
     code = info->shape ? info->shape(&shape) : weft_fail(WEFT_EUNSUPPORTED, "no shape rule");
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
     for (int j = 0; j < n_out; j++) {
-        results[j].storage = weft_storage_new(y[j].numel * weft_dtype_size(y[j].dtype), y[j].device);
+        if (j == 0 && onto) weft_storage_retain(results[j].storage = H(onto)->storage);
+        else results[j].storage = weft_storage_new(y[j].numel * weft_dtype_size(y[j].dtype), y[j].device);
         if (!results[j].storage) { code = explain(info, in, n_in, WEFT_ENOMEM); goto done; }
-        y[j].data = y[j].device == WEFT_META ? NULL : results[j].storage->data;
+        y[j].data = y[j].device == WEFT_META ? NULL : j == 0 && onto ? onto->v.data : results[j].storage->data;
         results[j].view = y[j];
     }
     int device = first ? first->v.device : y[0].device;
@@ -236,6 +237,7 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
     code = run_kernel(op, views, n_in, outputs, n_out, at, device);
     if (weft_was_stopped()) { code = WEFT_EINTERRUPTED; goto done; }
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
+    if (onto) H(onto)->storage->version++;
     if (info->kind == INPLACE)
         for (int i = 0; i < n_in; i++)
             if (in[i]) H(in[i])->storage->version++;
@@ -277,7 +279,7 @@ static weft_status cat_many(const weft_tensor *const *in, int n_in, const weft_a
 }
 
 static weft_status dispatch(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
-                            weft_tensor **out, bool all) {
+                            weft_tensor **out, bool all, const weft_tensor *onto) {
     static bool ready;
     if (!ready) ready = weft_ops_init() == WEFT_OK;
     const weft_op_info *info = &weft_ops[op];
@@ -299,15 +301,20 @@ static weft_status dispatch(weft_op op, const weft_tensor *const *in, int n_in, 
         weft_status code = cat_many(in, n_in, at, out);
         if (code != WEFT_EINVAL) return code;  // else the refusal is worded for the whole list
     }
-    return call_kernel(op, in, n_in, at, out, all);
+    return call_kernel(op, in, n_in, at, out, all, onto);
 }
 
 weft_status weft_dispatch(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at, weft_tensor **out) {
-    return dispatch(op, in, n_in, at, out, false);
+    return dispatch(op, in, n_in, at, out, false, NULL);
 }
 
 weft_status weft_dispatch_all(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at, weft_tensor **out) {
-    return dispatch(op, in, n_in, at, out, true);
+    return dispatch(op, in, n_in, at, out, true, NULL);
+}
+
+weft_status weft_dispatch_onto(weft_op op, const weft_tensor *const *in, int n_in, const weft_attrs *at,
+                               weft_tensor **out, const weft_tensor *onto) {
+    return dispatch(op, in, n_in, at, out, false, onto);
 }
 
 // --- in-place writes

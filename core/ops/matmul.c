@@ -103,12 +103,43 @@ weft_status shape_linear_weight_backward(weft_shape_call *call) {
     return weft_set_shape(&call->out[0], shape, 2);
 }
 
+weft_status shape_linear_backward(weft_shape_call *call) {
+    const weft_view *dy = call->in[0], *weight = call->in[1];
+    if (dy->ndim < 1 || weight->ndim != 2 || dy->shape[dy->ndim - 1] != weight->shape[0])
+        return weft_fail(WEFT_EINVAL, "expected dy [..., out] and weight [out, in]");
+    int64_t shape[WEFT_MAX_DIMS];
+    memcpy(shape, dy->shape, sizeof shape);
+    shape[dy->ndim - 1] = weight->shape[1];
+    return weft_set_shape(&call->out[0], shape, dy->ndim);
+}
+
+// The result of a dispatch onto a gradient: that gradient.
+static weft_tensor *landed(weft_tensor *d, weft_tensor *onto) {
+    if (!onto) return d;
+    weft_free(d);
+    return onto;
+}
+
+static weft_status linear_dx(weft_grad_call *call) {
+    const weft_tensor *dy = call->dy[0];
+    if (!weft_is_contiguous(dy)) {
+        HAVE(call->dx[0] = weft_matmul(dy, call->in[1]));
+        return WEFT_OK;
+    }
+    const weft_tensor *args[2] = {dy, call->in[1]};
+    weft_attrs at = {0};
+    at.AT(linear_backward, onto) = call->onto[0] != NULL;
+    weft_tensor *d;
+    TRY(weft_dispatch_onto(OP_linear_backward, args, 2, &at, &d, call->onto[0]));
+    call->dx[0] = landed(d, call->onto[0]);
+    return WEFT_OK;
+}
+
 weft_status grad_linear(weft_grad_call *call) {
     const weft_tensor *dy = call->dy[0];
-    if (NEEDS(call, 0)) HAVE(call->dx[0] = weft_matmul(dy, call->in[1]));
     if (NEEDS(call, 1)) HAVE(call->dx[1] = weft_linear_weight_backward(dy, call->in[0]));
     if (NEEDS(call, 2)) HAVE(call->dx[2] = weft_sum_to(dy, &call->in_view[2]));
-    return WEFT_OK;
+    return NEEDS(call, 0) ? linear_dx(call) : WEFT_OK;
 }
 
 weft_status shape_lora_linear(weft_shape_call *call) {
@@ -172,9 +203,11 @@ weft_status grad_lora_linear(weft_grad_call *call) {
     at.AT(lora_linear_backward, scale) = scale;
     at.AT(lora_linear_backward, p) = p;
     at.AT(lora_linear_backward, needs) = (int64_t)(call->needs & 31);
+    at.AT(lora_linear_backward, onto) = call->onto[0] != NULL;
     weft_tensor *d[5];
-    TRY(weft_dispatch(OP_lora_linear_backward, args, 6, &at, d));
-    for (int i = 0; i < 5; i++)
+    TRY(weft_dispatch_onto(OP_lora_linear_backward, args, 6, &at, d, call->onto[0]));
+    for (int i = 1; i < 5; i++)
         if (NEEDS(call, i)) call->dx[i] = d[i];
+    if (NEEDS(call, 0)) call->dx[0] = landed(d[0], call->onto[0]);
     return WEFT_OK;
 }

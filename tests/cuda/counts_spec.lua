@@ -25,7 +25,7 @@ local function phase_2(rate, layers)
     ;(y * y):mean():backward()
     weft.optim.clip_grad_norm(optimizer, 1)
     optimizer:step()
-  end
+  end, pixels
 end
 
 -- The counts of a step that repeats.
@@ -35,13 +35,15 @@ local function of_step(step)
   return (counts.during(function() weft.scope(step) end))
 end
 
--- Launches of one block, forward and backward: what a block more adds.
+-- Launches of one block in the stack, forward and backward: what a block more adds.
 local function of_block(rate)
-  local model, step = phase_2(rate, 3)
-  local _, shorter = phase_2(rate, 2)
-  local x = weft.zeros({ BATCH, TOKENS, WIDTH, device = device }):to(place):requires_grad_()
-  local forward = counts.during(function() weft.scope(function() model.encoder.layer[2](x) end) end)
-  return forward, of_step(step).launches - of_step(shorter).launches - forward.launches
+  local forward, all = {}, {}
+  for i, layers in ipairs { 2, 3 } do
+    local model, step, pixels = phase_2(rate, layers)
+    all[i] = of_step(step).launches
+    forward[i] = counts.during(function() weft.scope(function() model(pixels) end) end).launches
+  end
+  return forward[2] - forward[1], all[2] - all[1] - (forward[2] - forward[1])
 end
 
 -- The least bytes of a step: each product, attention and norm reads its operands once and writes its results
@@ -127,16 +129,16 @@ describe("a step of DINOv2-base with LoRA, batch 8, bfloat16", function()
     assert.same({ 0, 0, 0 }, { left.stream_waits, left.event_waits, left.frees })
   end)
 
-  it("starts few kernels a block", function()
+  it("starts 12 kernels a block forward, and 20 backward, two of them for dropout's masks", function()
     local forward, backward = of_block(0.1)
-    print(("launches a block: %d forward, %d backward; %d a step"):format(forward.launches, backward, c.launches))
-    assert(forward.launches <= 20, counts.text(forward))
-    assert(backward <= 30, backward)
+    print(("launches a block: %d forward, %d backward; %d a step"):format(forward, backward, c.launches))
+    assert.same({ 12, 20 }, { forward, backward })
+    assert.same({ 12, 18 }, { of_block(0) })
   end)
 
   it("moves little more than the least possible", function()
     local ratio = (c.read + c.written) / least()
     print(("bytes of a step: %.2f GB, %.2f times the least"):format((c.read + c.written) / 1e9, ratio))
-    assert(ratio <= 2.5 and ratio >= 1, ("%.2f times the least\n%s"):format(ratio, counts.text(c)))
+    assert(ratio <= 1.53 and ratio >= 1, ("%.2f times the least\n%s"):format(ratio, counts.text(c)))
   end)
 end)

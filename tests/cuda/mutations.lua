@@ -5,6 +5,7 @@ local attention = { "attention", "tests/cuda/attention_spec.lua" }
 local bf16 = { "tests/cuda/attention_spec.lua" }
 local reduce = { "reduce", "tests/ops/golden_spec.lua" }
 local sort = { "sort", "tests/ops/sort_spec.lua" }
+local branch = { "tests/ops/bfloat16_spec.lua" }
 local products = { "matmul", "tests/cuda/products_spec.lua" }
 
 return {
@@ -42,6 +43,10 @@ return {
     "        if (j0 + S::KEYS < end)", bf16 },
   { "attention_bf16_backward", "no barrier between two stages of queries",
     "        __syncthreads();\n        if (i0 + S::COLUMNS < a.n)", "        if (i0 + S::COLUMNS < a.n)", bf16 },
+  { "low_rank", "no barrier before the second factor replaces the first",
+    "        __syncthreads();        // nobody reads the tiles any more\n", "", branch },
+  { "low_rank", "no barrier once a tile of x is there",
+    "        __syncthreads();        // this stage is there; nobody reads the other any more\n", "", branch },
   -- lanes and warps
   { "attention_bf16", "the wrong lanes in a row's sum", "total += __shfl_xor_sync(FULL_WARP, total, 2);",
     "total += __shfl_xor_sync(FULL_WARP, total, 4);", bf16 },
@@ -75,7 +80,10 @@ return {
     { "optim", "tests/cuda/optim_spec.lua" } },
   { "lora", "the tail of a mask",
     "if (first + j < n) to[first + j] = kept[j]", "if (first + j < n) to[first + j] = kept[j & 3]", products },
+  { "low_rank", "half of the draws on the way out", "bits = kept_four(p, at >> 2) | kept_four(p, (at >> 2) + 1) << 4;",
+    "bits = kept_four(p, at >> 2) * 17;", branch },
   -- sums, strides, indices
+  { "norm", "the norm of a long sum is that of its first part", "            x.x = sum;\n", "", { "norm" } },
   { "norm", "the variance without the mean taken off",
     "const W v = widen<T>(p.v[c]) - mean;", "const W v = widen<T>(p.v[c]);", { "norm" } },
   { "optim", "a partial sum of the norm is left out",

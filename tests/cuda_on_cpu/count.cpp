@@ -39,16 +39,17 @@ static int64_t left_of_block(uintptr_t p) {
 }
 
 // --- operands
-struct seen { uintptr_t at; bool written; };
+struct seen { uintptr_t at; bool written, added_to; };
 static std::vector<seen> operands;
-void operand(const void *device, bool written) {
+void operand(const void *device, bool written, bool added_to) {
     if (!device) return;
     for (seen &s : operands)
         if (s.at == (uintptr_t)device) {
             s.written = s.written || written;
+            s.added_to = s.added_to || added_to;
             return;
         }
-    operands.push_back({ (uintptr_t)device, written });
+    operands.push_back({ (uintptr_t)device, written, added_to });
 }
 
 // Bytes of a view's elements, those of a broadcast once; how far it reaches.
@@ -105,7 +106,7 @@ void launched(const char *kernel, const char *what, const weft_call *call) {
     for (const seen &s : operands) {
         const int64_t in = share(call->in, call->n_in, s.at), out = share(call->out, call->n_out, s.at);
         if (in || out) {
-            row.bytes_read += in;
+            row.bytes_read += in + (s.added_to ? out : 0);
             row.bytes_written += call->n_out == 0 && s.written ? in : out;
         } else (s.written ? row.bytes_written : row.bytes_read) += left_of_block(s.at);
     }

@@ -15,10 +15,10 @@ namespace sim {
 extern bool dry;
 
 // --- operands of the launch under way: an address of the device, and whether the kernel may write there
-void operand(const void *device, bool written);
+void operand(const void *device, bool written, bool added_to = false);
 // The launch is complete. An operand counts once, with all of its elements: read where it is an input of
 // the call, written where it is an output, and as the kernel's argument says where it is scratch. Inputs
-// of rows that work in place count both ways.
+// of rows that work in place count both ways, and so does what a kernel adds to.
 void launched(const char *kernel, const char *what, const weft_call *call);
 // A launch whose bytes are known: of the provider of products.
 void launched(const char *kernel, int64_t bytes_read, int64_t bytes_written);

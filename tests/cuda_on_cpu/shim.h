@@ -56,8 +56,10 @@ extern int64_t conv_chunk;             // bytes of windows that a convolution la
 void touched(const void *host);        // a block that the next launch may write
 struct unmark {
     const char *kernel;
-    template <class T> void operator()(T *&p) const {
-        operand((const void *)p, !std::is_const_v<T>);
+    template <class T> void operator()(T *&p) const { check(p, false); }
+    template <class T> void adds_to(T *&p) const { check(p, true); }
+    template <class T> void check(T *&p, bool added_to) const {
+        operand((const void *)p, !std::is_const_v<T>, added_to);
         p = (T *)to_host((const void *)p, kernel);
         touched(p);
     }

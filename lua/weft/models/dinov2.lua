@@ -8,6 +8,7 @@ local scope = require("weft.scope").scope
 local configs = require "weft.models.dinov2_config"
 local keys = require "weft.models.dinov2_keys"
 local pos_interp = require "weft.models.pos_interp"
+local residual = require "weft.models.residual"
 local weights = require "weft.models.weights"
 local hub = require "weft.io.hub"
 local disk = require "weft.files"
@@ -141,7 +142,7 @@ function SwiGLU:init(c, how)
 end
 function SwiGLU:forward(x)
   local y = self.weights_in(x)
-  return self.weights_out(ops.silu(y:narrow(-1, 1, self.wide)) * y:narrow(-1, self.wide + 1, self.wide))
+  return self.weights_out(ops.silu_gate(y:narrow(-1, 1, self.wide), y:narrow(-1, self.wide + 1, self.wide)))
 end
 
 local LayerScale = nn.Module "LayerScale"
@@ -158,21 +159,34 @@ function Layer:init(c, how)
   if c.drop_path_rate > 0 then self.drop_path = nn.DropPath(c.drop_path_rate) end
 end
 
-local function attend(self, x)
-  local a = self.layer_scale1(self.attention(self.norm1(x)))
-  return x + (self.drop_path and self.drop_path(a) or a)
+-- x + scale(m), and what `norm` makes of it.
+local function add(self, x, m, scale, norm)
+  local drops = self.drop_path and self.training
+  if not drops and scale.lambda1 and not scale:listened() then return residual(norm, x, m, scale.lambda1) end
+  m = scale(m)
+  return residual(norm, x, drops and self.drop_path(m) or m)
 end
 
-local function feed(self, x)
-  local m = self.layer_scale2(self.mlp(self.norm2(x)))
-  return x + (self.drop_path and self.drop_path(m) or m)
+local function attend(self, x, normed)
+  return add(self, x, self.attention(normed or self.norm1(x)), self.layer_scale1, self.norm2)
 end
 
-local function both(self, x) return scope(feed, self, scope(attend, self, x)) end
+local function feed(self, x, normed, norm) return add(self, x, self.mlp(normed), self.layer_scale2, norm) end
 
--- What a layer makes on its way is released as it goes: the tape alone says what backward keeps. A
--- hook that is to hold on to a tensor of the inside calls keep() on it.
-function Layer:forward(x) return (scope(both, self, x)) end
+local function both(self, x, normed, norm)
+  local h, n = scope(attend, self, x, normed)
+  return scope(feed, self, h, n, norm)
+end
+
+---x [B, N, d] -> [B, N, d]. What a layer makes on its way is released as it goes: the tape alone says what
+---backward keeps. A hook that is to hold on to a tensor of the inside calls keep() on it.
+---@param x weft.Tensor
+---@param normed? weft.Tensor  norm1 of x, where it is there already
+---@param norm? table  the norm that follows this layer: what it makes of the result comes second
+function Layer:forward(x, normed, norm)
+  local y, after = scope(both, self, x, normed, norm)
+  return y, after
+end
 
 local Encoder = nn.Module "Encoder"
 function Encoder:init(c, how)
@@ -215,11 +229,15 @@ function Dinov2:forward(pixels, options)
   local o = A.options(options, { mask = A.none, hidden_states = false, pos_interp = A.none }, "dinov2")
   local x, grid = self.embeddings(pixels, o.mask, o.pos_interp)
   local states = o.hidden_states and { x } or nil
-  for _, layer in ipairs(self.encoder.layer) do
-    x = layer(x)
+  local layers, normed = self.encoder.layer, nil
+  for i, layer in ipairs(layers) do
+    -- a layer adds up its result and takes the next one's norm in one pass; whoever listens sees the sum alone
+    local after, before = layers[i + 1], normed
+    x, normed = layer(x, normed, not layer:listened() and (after and after.norm1 or not after and self.layernorm) or nil)
+    if before then before:free() end
     if states then states[#states + 1] = x end
   end
-  local y = self.layernorm(x)
+  local y = normed or self.layernorm(x)
   local n, registers = grid.h * grid.w, self.config.num_register_tokens
   local cls = y:select(2, 1)
   return {

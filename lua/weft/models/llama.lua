@@ -8,6 +8,7 @@ local initial = require "weft.nn.initial"
 local scope = require("weft.scope").scope
 local ops = require("weft.ops").functions
 local pool = require "weft.models.pool"
+local residual = require "weft.models.residual"
 local settings = require "weft.models.settings"
 
 -- --- rotary positions
@@ -81,7 +82,7 @@ function MLP:init(c)
   self.down_proj = nn.Linear(c.ff, c.width, o)
 end
 
-function MLP:forward(x) return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x)) end
+function MLP:forward(x) return self.down_proj(ops.silu_gate(self.gate_proj(x), self.up_proj(x))) end
 
 local Layer = nn.Module "Layer"
 
@@ -91,24 +92,35 @@ function Layer:init(c)
   if c.dropout > 0 then self.dropout = nn.Dropout(c.dropout) end
 end
 
-local function attend(self, x, rotary, mask, slot)
-  local a = self.self_attn(self.input_layernorm(x), rotary, mask, slot)
-  return x + (self.dropout and self.dropout(a) or a)
+local function attend(self, x, normed, norm, rotary, mask, slot)
+  local a = self.self_attn(normed or self.input_layernorm(x), rotary, mask, slot)
+  return residual(norm, x, self.dropout and self.dropout(a) or a)
 end
 
-local function feed(self, h)
-  local m = self.mlp(self.post_attention_layernorm(h))
-  return h + (self.dropout and self.dropout(m) or m)
+local function feed(self, h, normed, norm)
+  local m = self.mlp(normed or self.post_attention_layernorm(h))
+  return residual(norm, h, self.dropout and self.dropout(m) or m)
 end
 
 ---cross, if given, is called as cross(state after self-attention, state before it). Both halves run in
 ---scopes of their own: the tape alone says what backward keeps.
-function Layer:forward(x, rotary, mask, slot, cross)
+---@param x weft.Tensor
+---@param rotary table
+---@param mask? weft.Tensor
+---@param slot? table
+---@param cross? function
+---@param normed? weft.Tensor  input_layernorm of x, where it is there already
+---@param norm? table  the norm that follows this layer: what it makes of the result comes second
+function Layer:forward(x, rotary, mask, slot, cross, normed, norm)
+  local between = not cross and self.post_attention_layernorm or nil
+  local h, n
   -- a slot keeps what attention makes
-  local h
-  if slot then h = attend(self, x, rotary, mask, slot) else h = scope(attend, self, x, rotary, mask) end
+  if slot then h, n = attend(self, x, normed, between, rotary, mask, slot)
+  else h, n = scope(attend, self, x, normed, between, rotary, mask) end
   if cross then h = cross(h, x) end
-  return (scope(feed, self, h))
+  local y, after = scope(feed, self, h, n, norm)
+  if n then n:free() end
+  return y, after
 end
 
 -- --- the stack
@@ -186,12 +198,16 @@ function Llama:encode(ids, options)
   end
   local x = self.model.embed_tokens(ids)
   local rotary = self.model.rotary:tables(before, n, x)
-  for i, layer in ipairs(self.model.layers) do
+  local layers, normed = self.model.layers, nil
+  for i, layer in ipairs(layers) do
     local cross = o.cross and function(after, entry) return o.cross(i, after, entry) end or nil
-    x = layer(x, rotary, mask, cache and cache.layers[i] or nil, cross)
+    local next_, last = layers[i + 1], normed
+    local norm = not layer:listened() and (next_ and next_.input_layernorm or not next_ and self.model.norm) or nil
+    x, normed = layer(x, rotary, mask, cache and cache.layers[i] or nil, cross, normed, norm)
+    if last then last:free() end
   end
   if cache then cache.length = before + n end
-  local y = self.model.norm(x)
+  local y = normed or self.model.norm(x)
   if padding > 0 then y = ops.pad(y, { 0, 0, 0, padding, 0, 0 }) end
   return y
 end

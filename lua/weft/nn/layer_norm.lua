@@ -22,6 +22,17 @@ function LayerNorm:forward(x)
   return (ops.layer_norm(x, self.weight, self.bias, self.eps))
 end
 
+---x + m * scale, and its norm, in one pass.
+---@param x weft.Tensor
+---@param m weft.Tensor
+---@param scale? weft.Tensor  [width]
+---@return weft.Tensor sum, weft.Tensor normed
+function LayerNorm:of_sum(x, m, scale)
+  self:expect(x, self.width)
+  local sum, normed = ops.add_layer_norm(x, m, scale, self.weight, self.bias, self.eps)
+  return sum, normed
+end
+
 function LayerNorm:describe() return ("%d, eps %g"):format(self.width, self.eps) end
 
 return LayerNorm

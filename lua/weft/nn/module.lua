@@ -106,6 +106,9 @@ function Module:register_forward_hook(fn)
   end
 end
 
+---Whether somebody wants the result of each call: it must not be skipped for a pass that does more at once.
+function Module:listened() return #self._hooks > 0 or rawget(self, "call") ~= nil end
+
 function Module:forward() A.raise("%s has no forward", self.type) end
 
 -- --- what it holds

@@ -21,6 +21,17 @@ function RMSNorm:forward(x)
   return (ops.rms_norm(x, self.weight, self.eps))
 end
 
+---x + m, and its norm, in one pass.
+---@param x weft.Tensor
+---@param m weft.Tensor
+---@param scale? weft.Tensor  [width]: m is multiplied by it
+---@return weft.Tensor sum, weft.Tensor normed
+function RMSNorm:of_sum(x, m, scale)
+  self:expect(x, self.width)
+  local sum, normed = ops.add_rms_norm(x, scale and m * scale or m, self.weight, self.eps)
+  return sum, normed
+end
+
 function RMSNorm:describe() return ("%d, eps %g"):format(self.width, self.eps) end
 
 return RMSNorm

@@ -57,6 +57,36 @@ M.gelu = cases(function(x) return x * 0.5 * (1 + erf(x / math.sqrt(2))) end)
 M.gelu_tanh = cases(function(x)
   return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 end)
+-- Both of one shape, in pieces and in lengths that are no multiple of a vector.
+local function gated(g)
+  local list = {}
+  for _, s in ipairs(shapes) do list[#list + 1] = { g.randn(s), g.randn(s) } end
+  list[#list + 1] = { g.uniform({ 3, 60 }, -9, 9), g.randn { 3, 60 } }
+  list[#list + 1] = { g.uniform({ 137, 241 }, -4, 4), g.randn { 137, 241 } }
+  return list
+end
+M.silu_gate = {
+  cases = function(g)
+    local list = {}
+    for i, inputs in ipairs(gated(g)) do
+      list[i] = { inputs = inputs, reference = each(function(a, b) return a * sigmoid(a) * b end), grad = inputs[1]:numel() > 1000 and g.no_grad or nil }
+    end
+    return list
+  end,
+  refuses = function(g) return { { inputs = { g.randn { 2, 3 }, g.randn { 3 } }, message = "shapes differ" } } end,
+}
+M.silu_gate_backward = {
+  cases = function(g)
+    local dgate = each(function(d, a, b) return d * b * (sigmoid(a) + a * sigmoid(a) * sigmoid(-a)) end)
+    local dup = each(function(d, a) return d * a * sigmoid(a) end)
+    local list = {}
+    for i, inputs in ipairs(gated(g)) do
+      list[i] = { inputs = { g.randn(inputs[1].shape), inputs[1], inputs[2] },
+        reference = function(ins) return dgate(ins), dup(ins) end }
+    end
+    return list
+  end,
+}
 M.silu = cases(function(x) return x * sigmoid(x) end)
 M.tanh = cases(tanh)
 M.sigmoid = cases(sigmoid)

@@ -156,6 +156,31 @@ M.linear = {
   end,
 }
 
+M.linear_backward = {
+  cases = function(g)
+    local list = {}
+    for i, c in ipairs { { { 3 }, 2 }, { { 2, 3 }, 4 }, { { 2, 5, 7 }, 3 }, { { 0, 3 }, 2 }, { { 2, 3 }, 0 }, { { 2, 70, 33 }, 300 }, { { 3, 65, 16 }, 8 } } do
+      local size = c[1][#c[1]]
+      list[i] = { inputs = { g.randn(c[1]), g.randn { size, c[2] } }, attrs = { false, n = 1 }, reference = function(ins)
+        local dy, w = ins[1], ins[2]
+        local out, inner = w.shape[1], w.shape[2]
+        local shape, data = {}, {}
+        for d, n in ipairs(dy.shape) do shape[d] = n end
+        shape[#shape] = inner
+        for row = 0, #dy.data / out - 1 do
+          for j = 1, inner do
+            local sum = 0
+            for k = 1, out do sum = sum + dy.data[row * out + k] * w.data[(k - 1) * inner + j] end
+            data[row * inner + j] = sum
+          end
+        end
+        return { shape = shape, data = data }
+      end }
+    end
+    return list
+  end,
+}
+
 M.lora_linear = {
   cases = function(g)
     local list = {
@@ -170,6 +195,10 @@ M.lora_linear = {
       { { 2, 3 }, 32, 17, false, 1, 0.1 },
       { { 2, 101, 37 }, 300, 5, true, 1, 0.3 },
       { { 2, 101, 80 }, 64, 5, true, 1, 0 },
+      -- sizes that tensor cores take, of several tiles and a part of one
+      { { 2, 35, 72 }, 136, 8, true, 1.5, 0.3 },
+      { { 70, 72 }, 72, 24, false, 1, 0 },
+      { { 9, 8 }, 16, 72, true, 0.5, 0.5 },
     }
     local cases = {}
     for i, c in ipairs(list) do

@@ -75,6 +75,48 @@ local function rms_norm_backward(ins, a)
   return dx, dw
 end
 
+-- sum = x + m * scale, then its norm
+local function add(x, m, scale)
+  local _, d = rows_of(x)
+  local sum = {}
+  for i, v in ipairs(x.data) do sum[i] = v + m.data[i] * (scale and scale.data[(i - 1) % d + 1] or 1) end
+  return { shape = x.shape, data = sum }
+end
+
+local function add_layer_norm(ins, a)
+  local sum = add(ins[1], ins[2], ins[3])
+  return sum, (layer_norm({ sum, ins[4], ins[5] }, a))
+end
+local function add_rms_norm(ins, a)
+  local sum = add(ins[1], ins[2])
+  return sum, (rms_norm({ sum, ins[3] }, a))
+end
+
+-- dx = dsum + the norm's own; dm = dx * scale
+local function spread(dx, dsum, scale)
+  if #dx.data == 0 then return dx, dx end
+  local _, d = rows_of(dx)
+  local sum, dm = {}, {}
+  for i, v in ipairs(dx.data) do
+    sum[i] = v + (dsum and dsum.data[i] or 0)
+    dm[i] = sum[i] * (scale and scale.data[(i - 1) % d + 1] or 1)
+  end
+  return { shape = dx.shape, data = sum }, { shape = dx.shape, data = dm }
+end
+local function bit(needs, b) return math.floor(needs / b) % 2 end
+
+local function add_layer_norm_backward(ins, a)
+  local needs, none = a[1], { shape = { 0 }, data = {} }
+  local dx, dw, db = backward(ins[2], ins[3], ins[5], ins[6], ins[7], bit(needs, 1) + 2 * bit(needs, 4) + 4 * bit(needs, 8), true)
+  local dm
+  dx, dm = spread(dx, ins[1], ins[4])
+  return dx, bit(needs, 2) == 1 and dm or none, dw, db
+end
+local function add_rms_norm_backward(ins, a)
+  local dx, dw = backward(ins[2], ins[3], ins[4], nil, ins[5], a[1], false)
+  return (spread(dx, ins[1])), dw
+end
+
 local function along(x, dim, f)
   local n = #x.shape
   dim = dim < 0 and dim + n + 1 or dim
@@ -201,6 +243,93 @@ M.rms_norm_backward = {
     for needs = 1, 3 do add({ 5, 9 }, true, needs) end
     add({ 5, 9 }, false, 1)
     add({ 300, 40 }, true, 3)
+    return list
+  end,
+}
+
+M.add_layer_norm = {
+  cases = function(g)
+    local list = {}
+    local function put(shape, scale, weight, bias, grad)
+      local d = { shape[#shape] }
+      list[#list + 1] = { inputs = { g.randn(shape), g.randn(shape), scale and g.randn(d), weight and g.randn(d), bias and g.randn(d), n = 5 },
+        attrs = { 1e-5, n = 1 }, reference = add_layer_norm, grad = grad }
+    end
+    put({ 7 }, true, true, true)
+    put({ 3, 5 }, false, true, true)
+    put({ 2, 3, 33 }, true, true, true)
+    put({ 4, 6 }, true, false, true)
+    put({ 4, 6 }, true, true, false)
+    put({ 4, 6 }, false, false, false)
+    put({ 0, 6 }, true, true, true)
+    put({ 90, 8 }, true, true, true)
+    put({ 100, 600 }, true, true, true, g.no_grad)  -- cut into pieces: too many to perturb
+    put({ 2, 5000 }, true, true, true, g.no_grad)
+    put({ 2, 2051 }, false, true, true, g.no_grad)  -- long rows, of lengths that a GPU takes differently
+    put({ 2, 8200 }, true, true, true, g.no_grad)
+    return list
+  end,
+  refuses = function(g)
+    return {
+      { inputs = { g.randn { 2, 3 }, g.randn { 2, 3 }, g.randn { 2 }, nil, nil, n = 5 }, attrs = { n = 0 }, message = "scale must be %[3%]" },
+      { inputs = { g.randn { 2, 3 }, g.randn { 3 }, nil, nil, nil, n = 5 }, attrs = { n = 0 }, message = "x and m must have one shape" },
+    }
+  end,
+}
+
+M.add_layer_norm_backward = {
+  cases = function(g)
+    local list = {}
+    local function put(shape, dsum, scale, weight, needs)
+      local rows, d = rows_shape { shape = shape }, { shape[#shape] }
+      list[#list + 1] = { inputs = { dsum and g.randn(shape), g.randn(shape), g.randn(shape), scale and g.randn(d), weight and g.randn(d),
+        g.randn(rows), g.uniform(rows, 0.5, 2), n = 7 }, attrs = { needs, n = 1 }, reference = add_layer_norm_backward }
+    end
+    for _, needs in ipairs { 1, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15 } do put({ 5, 9 }, true, true, true, needs) end
+    put({ 5, 8 }, false, true, true, 3)
+    put({ 5, 8 }, false, false, false, 3)
+    put({ 0, 4 }, true, true, true, 15)
+    put({ 300, 40 }, true, true, true, 15)
+    put({ 3, 50, 200 }, true, true, true, 3)
+    put({ 3, 1500 }, false, true, true, 15)       -- long rows, of lengths that a GPU takes differently
+    put({ 3, 2052 }, true, true, true, 15)
+    put({ 3, 515 }, true, true, true, 15)
+    put({ 2, 5000 }, true, true, true, 3)
+    return list
+  end,
+}
+
+M.add_rms_norm = {
+  cases = function(g)
+    local list = {}
+    local function put(shape, weight, grad)
+      list[#list + 1] = { inputs = { g.randn(shape), g.randn(shape), weight and g.randn { shape[#shape] }, n = 3 },
+        attrs = { 1e-6, n = 1 }, reference = add_rms_norm, grad = grad }
+    end
+    put({ 7 }, true)
+    put({ 3, 5 }, false)
+    put({ 2, 3, 33 }, true)
+    put({ 0, 6 }, true)
+    put({ 100, 600 }, true, g.no_grad)  -- cut into pieces: too many to perturb
+    put({ 2, 8200 }, true, g.no_grad)
+    return list
+  end,
+  refuses = function(g)
+    return { { inputs = { g.randn { 2, 3 }, g.randn { 2, 3 }, g.randn { 2 }, n = 3 }, attrs = { n = 0 }, message = "weight must be %[3%]" } }
+  end,
+}
+
+M.add_rms_norm_backward = {
+  cases = function(g)
+    local list = {}
+    local function put(shape, dsum, weight, needs)
+      local rows = rows_shape { shape = shape }
+      list[#list + 1] = { inputs = { dsum and g.randn(shape), g.randn(shape), g.randn(shape), weight and g.randn { shape[#shape] },
+        g.uniform(rows, 0.5, 2), n = 5 }, attrs = { needs, n = 1 }, reference = add_rms_norm_backward }
+    end
+    for needs = 1, 3 do put({ 5, 9 }, true, true, needs) end
+    put({ 5, 8 }, false, false, 1)
+    put({ 300, 40 }, true, true, 3)
     return list
   end,
 }
