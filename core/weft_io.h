@@ -137,6 +137,15 @@ void weft_loader_free(weft_loader *loader);
 int64_t weft_loader_submit(weft_loader *loader, const weft_plan_item *items, int64_t n);
 // Waits for a batch: float32 [n,3,h,w]. A picture that could not be read is 0 in every pixel.
 weft_tensor *weft_loader_take(weft_loader *loader, int64_t ticket);
+// What a device needs to finish pictures itself (`pictures` of the operator table): their bytes as decoded,
+// or at their final size where the cache holds them.
+typedef struct weft_raw_batch {
+    weft_tensor *bytes, *plan, *taps; // uint8 [..], int64 [n,12], int32 [..]
+    int64_t rows;                     // the most that a picture has
+} weft_raw_batch;
+weft_status weft_loader_raw(weft_loader *loader, bool on);   // before the first plan: batches are taken raw
+weft_status weft_loader_take_raw(weft_loader *loader, int64_t ticket, weft_raw_batch *out);
+weft_tensor *weft_loader_table(const weft_loader *loader);   // float32 [3,256]: what a byte becomes
 const char *weft_loader_message(const weft_loader *loader, int64_t i);  // of the batch taken last; or NULL
 double weft_loader_waited(const weft_loader *loader);  // seconds spent waiting in take
 int64_t weft_loader_cache_used(weft_loader *loader);   // bytes

@@ -3,6 +3,7 @@
 // depends on its plan alone, so the number of threads changes nothing.
 #include "picture.h"
 #include "tables.h"
+#include "../picture_plan.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -15,7 +16,9 @@
 
 typedef struct batch {
     int64_t ticket, n, next, done;    // next: the first item that no thread has claimed
-    weft_tensor *t;                   // belongs to no scope
+    weft_tensor *t;                   // belongs to no scope; NULL where batches are raw
+    weft_picture *raw;                // then the pictures as they go to the device
+    bool *lent, *fitted;              // this one's bytes are the cache's; it has its final size
     weft_plan_item *items;
     char **paths, **messages;         // message: NULL where all went well
     struct batch *later;
@@ -26,7 +29,7 @@ struct weft_loader {
     pthread_cond_t work, finished;
     pthread_t *threads;
     int n_threads;
-    bool stopping;
+    bool stopping, raw;
     int64_t depth, waiting, h, w, last_ticket;
     weft_image_options options;
     float table[3 * 256];
@@ -51,6 +54,11 @@ static void batch_free(batch *b) {
         if (b->paths) free(b->paths[i]);
         if (b->messages) free(b->messages[i]);
     }
+    for (int64_t i = 0; b->raw && b->lent && i < b->n; i++)
+        if (!b->lent[i]) weft_picture_free(&b->raw[i]);
+    free(b->raw);
+    free(b->lent);
+    free(b->fitted);
     free(b->paths);
     free(b->messages);
     free(b->items);
@@ -115,10 +123,10 @@ static void replace(weft_picture *p, weft_picture *by) {
     *p = *by;
 }
 
-static weft_status prepare(const weft_loader *l, const weft_plan_item *item, const char *path,
-                           weft_picture *p) {
+// The picture as decoded, with the plan's own crop.
+static weft_status decode(const weft_loader *l, const weft_plan_item *item, const char *path, weft_picture *p) {
     char *data;
-    int64_t n, h = item->resize_h, w = item->resize_w;
+    int64_t n;
     weft_picture step;
     weft_status status = weft_slurp(path, FILE_LIMIT, &data, &n);
     if (status != WEFT_OK) return status;
@@ -129,8 +137,24 @@ static weft_status prepare(const weft_loader *l, const weft_plan_item *item, con
             weft_picture_crop(p, item->crop_y, item->crop_x, item->crop_h, item->crop_w, &step);
         if (status == WEFT_OK) replace(p, &step);
     }
-    if (status == WEFT_OK && h > 0) {
-        if (w == 0) weft_picture_shortest(p->h, p->w, item->resize_h, &h, &w);
+    if (status != WEFT_OK) weft_picture_free(p);
+    return status;
+}
+
+// The size that a picture is resized to.
+static void resized(const weft_plan_item *item, const weft_picture *p, int64_t *h, int64_t *w) {
+    *h = item->resize_h > 0 ? item->resize_h : p->h;
+    *w = item->resize_h > 0 ? item->resize_w : p->w;
+    if (*w == 0) weft_picture_shortest(p->h, p->w, item->resize_h, h, w);
+}
+
+// From a decoded picture to its final size.
+static weft_status fit(const weft_loader *l, const weft_plan_item *item, weft_picture *p) {
+    weft_status status = WEFT_OK;
+    weft_picture step;
+    int64_t h, w;
+    resized(item, p, &h, &w);
+    if (item->resize_h > 0) {
         status = weft_picture_resize(p, h, w, item->filter, &step);
         if (status == WEFT_OK) replace(p, &step);
     }
@@ -173,14 +197,69 @@ static weft_status write_slot(const weft_loader *l, const weft_plan_item *item,
     return WEFT_OK;
 }
 
+static bool cache_has_room(weft_loader *l, int64_t n) {
+    pthread_mutex_lock(&l->lock);
+    const bool room = n >= 0 && l->cache_used + l->h * l->w * 3 + n + 64 <= l->cache_bytes;
+    pthread_mutex_unlock(&l->lock);
+    return room;
+}
+
+// The window of a picture that has its final size, in memory of its own; `lent` bytes are left alone.
+static weft_status cut_window(const weft_plan_item *item, weft_picture *p, bool *lent) {
+    weft_picture window;
+    weft_status status = weft_picture_crop(p, item->window_y, item->window_x, item->window_h, item->window_w, &window);
+    if (!*lent) weft_picture_free(p);
+    *lent = false;
+    *p = status == WEFT_OK ? window : (weft_picture){ 0 };
+    return status;
+}
+
+// A raw batch's picture: at its final size where the cache has it or takes it, or where a window of it is
+// wanted; else as decoded.
+static weft_status prepare_raw(weft_loader *l, batch *b, int64_t i) {
+    const weft_plan_item *item = &b->items[i];
+    char key[4400];
+    weft_picture *p = &b->raw[i];
+    const int64_t n = cache_key(item, b->paths[i], key, sizeof key);
+    weft_status status = WEFT_OK;
+    b->fitted[i] = b->lent[i] = cache_get(l, key, n, p);
+    if (!b->lent[i]) {
+        int64_t h, w;
+        status = decode(l, item, b->paths[i], p);
+        if (status != WEFT_OK) return status;
+        if (item->window_h > 0 || cache_has_room(l, n)) {
+            status = fit(l, item, p);
+            if (status != WEFT_OK) return status;
+            b->fitted[i] = true;
+            b->lent[i] = cache_put(l, key, n, p->rgb);
+        } else {
+            resized(item, p, &h, &w);
+            status = weft_picture_check_size(p, h, w);
+        }
+    }
+    return status == WEFT_OK && item->window_h > 0 ? cut_window(item, p, &b->lent[i]) : status;
+}
+
+static void fill_raw(weft_loader *l, batch *b, int64_t i) {
+    if (prepare_raw(l, b, i) == WEFT_OK) return;
+    if (!b->lent[i]) weft_picture_free(&b->raw[i]);
+    b->raw[i] = (weft_picture){ 0 };
+    b->messages[i] = explain(b->paths[i]);
+}
+
 static void fill_slot(weft_loader *l, batch *b, int64_t i) {
+    if (l->raw) {
+        fill_raw(l, b, i);
+        return;
+    }
     const weft_plan_item *item = &b->items[i];
     float *slot = (float *)b->t->v.data + i * 3 * l->h * l->w;
     char key[4400];
     weft_picture p = { 0 };
     int64_t n = cache_key(item, b->paths[i], key, sizeof key);
     bool kept = cache_get(l, key, n, &p);
-    weft_status status = kept ? WEFT_OK : prepare(l, item, b->paths[i], &p);
+    weft_status status = kept ? WEFT_OK : decode(l, item, b->paths[i], &p);
+    if (!kept && status == WEFT_OK) status = fit(l, item, &p);
     if (status == WEFT_OK) status = write_slot(l, item, &p, slot);
     if (status != WEFT_OK) {
         memset(slot, 0, (size_t)(3 * l->h * l->w) * sizeof *slot);
@@ -330,7 +409,12 @@ int64_t weft_loader_submit(weft_loader *l, const weft_plan_item *items, int64_t 
         b->paths = calloc((size_t)n, sizeof *b->paths);
         b->messages = calloc((size_t)n, sizeof *b->messages);
         b->items = malloc((size_t)n * sizeof *b->items);
-        ok = b->paths && b->messages && b->items;
+        if (l->raw) {
+            b->raw = calloc((size_t)n, sizeof *b->raw);
+            b->lent = calloc((size_t)n, sizeof *b->lent);
+            b->fitted = calloc((size_t)n, sizeof *b->fitted);
+        }
+        ok = b->paths && b->messages && b->items && (!l->raw || (b->raw && b->lent && b->fitted));
     }
     for (int64_t i = 0; ok && i < n; i++) {
         b->items[i] = items[i];
@@ -341,8 +425,8 @@ int64_t weft_loader_submit(weft_loader *l, const weft_plan_item *items, int64_t 
         weft_fail(WEFT_ENOMEM, "loader: no memory for a plan of %lld pictures", (long long)n);
         return 0;
     }
-    b->t = weft_empty((int64_t[]){ n, 3, l->h, l->w }, 4, WEFT_FLOAT32, WEFT_CPU);
-    if (!b->t || weft_keep(b->t) != WEFT_OK) {
+    if (!l->raw) b->t = weft_empty((int64_t[]){ n, 3, l->h, l->w }, 4, WEFT_FLOAT32, WEFT_CPU);
+    if (!l->raw && (!b->t || weft_keep(b->t) != WEFT_OK)) {
         batch_free(b);
         return 0;
     }
@@ -357,7 +441,8 @@ int64_t weft_loader_submit(weft_loader *l, const weft_plan_item *items, int64_t 
     return b->ticket;
 }
 
-weft_tensor *weft_loader_take(weft_loader *l, int64_t ticket) {
+// Waits for a batch and makes it the one taken last.
+static batch *take(weft_loader *l, int64_t ticket) {
     pthread_mutex_lock(&l->lock);
     batch **at = &l->first;
     while (*at && (*at)->ticket != ticket) at = &(*at)->later;
@@ -389,11 +474,112 @@ weft_tensor *weft_loader_take(weft_loader *l, int64_t ticket) {
         return NULL;
     }
     batch_free(l->taken);
-    l->taken = b;
+    return l->taken = b;
+}
+
+weft_tensor *weft_loader_take(weft_loader *l, int64_t ticket) {
+    if (l->raw) {
+        weft_fail(WEFT_EINVAL, "loader: its batches are taken raw");
+        return NULL;
+    }
+    batch *b = take(l, ticket);
+    if (!b) return NULL;
     weft_tensor *t = weft_alias(b->t);  // belongs to the scope that is open now
     weft_free(b->t);
     b->t = NULL;
     return t;
+}
+
+weft_status weft_loader_raw(weft_loader *l, bool on) {
+    if (l->last_ticket) return weft_fail(WEFT_EINVAL, "loader: batches are under way");
+    l->raw = on;
+    return WEFT_OK;
+}
+
+weft_tensor *weft_loader_table(const weft_loader *l) {
+    return weft_from(l->table, (int64_t[]){ 3, 256 }, 2, WEFT_FLOAT32);
+}
+
+// A row of the plan; *n_taps grows by what it needs. `first`: another picture's row of the same sizes and
+// filter, whose taps serve, or NULL.
+static void plan_row(const weft_loader *l, const batch *b, int64_t i, int64_t *row, const int64_t *first, int64_t *n_taps) {
+    const weft_picture *p = &b->raw[i];
+    const weft_plan_item *item = &b->items[i];
+    row[PLAN_H] = p->h, row[PLAN_W] = p->w;
+    row[PLAN_FLIP] = item->flip;
+    if (item->window_h > 0) row[PLAN_TO_H] = l->h, row[PLAN_TO_W] = l->w;
+    else if (b->fitted[i]) row[PLAN_TO_H] = p->h, row[PLAN_TO_W] = p->w;
+    else resized(item, p, &row[PLAN_TO_H], &row[PLAN_TO_W]);
+    row[PLAN_Y] = row[PLAN_TO_H] == l->h ? 0 : weft_crop_offset(row[PLAN_TO_H], l->h);
+    row[PLAN_X] = row[PLAN_TO_W] == l->w ? 0 : weft_crop_offset(row[PLAN_TO_W], l->w);
+    if (first) {
+        for (int k = PLAN_ACROSS; k <= PLAN_DOWN_WIDEST; k++) row[k] = first[k];
+        return;
+    }
+    for (int d = 0; d < 2; d++) {
+        const int64_t from = row[d ? PLAN_H : PLAN_W], to = row[d ? PLAN_TO_H : PLAN_TO_W];
+        const int64_t widest = from == to ? 0 : weft_picture_widest(from, to, item->filter);
+        row[d ? PLAN_DOWN : PLAN_ACROSS] = *n_taps;
+        row[d ? PLAN_DOWN_WIDEST : PLAN_ACROSS_WIDEST] = widest;
+        if (widest) *n_taps += to * TAPS_LINE(widest);
+    }
+}
+
+static const int64_t *same_taps(const batch *b, const int64_t *plan, int64_t i) {
+    const weft_picture *p = &b->raw[i];
+    for (int64_t k = 0; k < i; k++) {
+        const weft_plan_item *a = &b->items[k], *c = &b->items[i];
+        if (b->raw[k].rgb && b->raw[k].h == p->h && b->raw[k].w == p->w && b->fitted[k] == b->fitted[i] &&
+            (a->window_h > 0) == (c->window_h > 0) &&
+            a->resize_h == c->resize_h && a->resize_w == c->resize_w && a->filter == c->filter)
+            return plan + k * PLAN_SIZE;
+    }
+    return NULL;
+}
+
+weft_status weft_loader_take_raw(weft_loader *l, int64_t ticket, weft_raw_batch *out) {
+    weft_tensor *bytes = NULL, *plan = NULL, *taps = NULL;
+    if (!l->raw) return weft_fail(WEFT_EINVAL, "loader: its batches are not raw");
+    batch *b = take(l, ticket);
+    if (!b) return weft_error_code();
+    int64_t n_bytes = 0, n_taps = 0, most = 0;
+    plan = weft_zeros((int64_t[]){ b->n, PLAN_SIZE }, 2, WEFT_INT64, WEFT_CPU);
+    if (!plan) return WEFT_ENOMEM;
+    int64_t *rows = plan->v.data;
+    for (int64_t i = 0; i < b->n; i++) {
+        const weft_picture *p = &b->raw[i];
+        if (!p->rgb) continue;      // could not be read
+        int64_t *row = rows + i * PLAN_SIZE;
+        row[PLAN_BYTES] = n_bytes;
+        plan_row(l, b, i, row, same_taps(b, rows, i), &n_taps);
+        n_bytes += p->h * p->w * 3;
+        if (p->h > most) most = p->h;
+    }
+    bytes = weft_empty(&n_bytes, 1, WEFT_UINT8, WEFT_CPU);
+    taps = weft_empty(&n_taps, 1, WEFT_INT32, WEFT_CPU);
+    bool ok = bytes && taps;
+    int64_t made = 0;
+    for (int64_t i = 0; ok && i < b->n; i++) {
+        const weft_picture *p = &b->raw[i];
+        const int64_t *row = rows + i * PLAN_SIZE;
+        if (!p->rgb) continue;
+        memcpy((char *)bytes->v.data + row[PLAN_BYTES], p->rgb, (size_t)(p->h * p->w * 3));
+        if (row[PLAN_ACROSS] < made) continue;      // another's taps
+        int32_t *at = (int32_t *)taps->v.data;
+        if (row[PLAN_ACROSS_WIDEST])
+            ok = weft_picture_taps(p->w, row[PLAN_TO_W], b->items[i].filter, at + row[PLAN_ACROSS]);
+        if (ok && row[PLAN_DOWN_WIDEST])
+            ok = weft_picture_taps(p->h, row[PLAN_TO_H], b->items[i].filter, at + row[PLAN_DOWN]);
+        made = row[PLAN_DOWN] + row[PLAN_TO_H] * (row[PLAN_DOWN_WIDEST] ? TAPS_LINE(row[PLAN_DOWN_WIDEST]) : 0);
+    }
+    if (ok) {
+        *out = (weft_raw_batch){ bytes, plan, taps, most };
+        return WEFT_OK;
+    }
+    weft_free(bytes);
+    weft_free(plan);
+    weft_free(taps);
+    return weft_fail(WEFT_ENOMEM, "loader: no memory for a batch of %lld pictures", (long long)b->n);
 }
 
 const char *weft_loader_message(const weft_loader *l, int64_t i) {

@@ -24,8 +24,13 @@ weft_status weft_picture_decode(const unsigned char *data, int64_t n, const char
                                 const weft_image_options *options, weft_picture *out);
 weft_status weft_picture_crop(const weft_picture *p, int64_t y, int64_t x, int64_t h, int64_t w,
                               weft_picture *out);
+weft_status weft_picture_check_size(const weft_picture *p, int64_t h, int64_t w);  // to resize to
 weft_status weft_picture_resize(const weft_picture *p, int64_t h, int64_t w, int filter,
                                 weft_picture *out);
+// The taps of a resize in one direction, TAPS_LINE(widest) numbers for each of `to` positions
+// (picture_plan.h); false: no memory.
+int64_t weft_picture_widest(int64_t from, int64_t to, int filter);
+bool weft_picture_taps(int64_t from, int64_t to, int filter, int32_t *out);
 // float32 planes [3,h,w] at out, through a table of 3 * 256 values.
 void weft_picture_table(const double *mean, const double *std, float *table);
 void weft_picture_normalize(const weft_picture *p, bool flip, const float *table, float *out);

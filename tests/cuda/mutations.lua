@@ -83,6 +83,8 @@ return {
   { "low_rank", "half of the draws on the way out", "bits = kept_four(p, at >> 2) | kept_four(p, (at >> 2) + 1) << 4;",
     "bits = kept_four(p, at >> 2) * 17;", branch },
   -- sums, strides, indices
+  { "picture", "bytes are cut off, not rounded", "int32_t r = 1 << (TAPS_BITS - 1), g = r, b = r;", "int32_t r = 0, g = r, b = r;",
+    { "picture", "tests/cuda/pictures_spec.lua" } },
   { "norm", "the norm of a long sum is that of its first part", "            x.x = sum;\n", "", { "norm" } },
   { "norm", "the variance without the mean taken off",
     "const W v = widen<T>(p.v[c]) - mean;", "const W v = widen<T>(p.v[c]);", { "norm" } },

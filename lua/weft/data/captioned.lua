@@ -44,7 +44,8 @@ local function loader(self)
   if not self.loader_ then
     local o = self.options
     self.loader_ = require("weft.io.loader").new { height = o.size, width = o.size, resize = o.resize, threads = o.threads,
-      depth = 3, cache = o.cache * 2 ^ 20, mean = o.mean, std = o.std }
+      depth = 3, cache = o.cache * 2 ^ 20, mean = o.mean, std = o.std,
+      place = self.placement and self.placement.device ~= "cpu" and self.placement or nil }
   end
   return self.loader_
 end
@@ -157,7 +158,7 @@ local function drop_damaged(self, batch, problems)
     end
   end
   if #places > 0 then
-    again.pixels = ops.index_select(batch.pixels, create.tensor(places, { dtype = "int64" }), 1)
+    again.pixels = ops.index_select(batch.pixels, create.tensor(places, { dtype = "int64" }):to(batch.pixels.device), 1)
   end
   return again
 end

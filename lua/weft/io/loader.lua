@@ -2,6 +2,8 @@
 local ffi = require "ffi"
 local args = require "weft.args"
 local image = require "weft.io.image"
+local ops = require("weft.ops").functions
+local scope = require("weft.scope").scope
 local C = require("weft.core").lib
 
 ---@class weft.Loader
@@ -53,19 +55,34 @@ function Loader:submit(pictures)
   return ticket
 end
 
+local function finished_there(self, ticket)
+  local raw = ffi.new "weft_raw_batch[1]"
+  args.check(C.weft_loader_take_raw(self.handle, ticket, raw))
+  local place = { device = self.place.device }
+  local bytes, plan, taps = args.wrap(raw[0].bytes):to(place), args.wrap(raw[0].plan):to(place), args.wrap(raw[0].taps):to(place)
+  return (ops.pictures(bytes, plan, taps, self.table, self.height, self.width, tonumber(raw[0].rows)))
+end
+
 ---Waits for a batch: float32 [n, 3, height, width], and what went wrong by position in the batch (a
 ---picture that could not be read is zero).
+---With a device of its own the loader hands over bytes, and the pictures are resized and normalised there: the
+---same values, in its dtype.
 ---@param ticket integer
 ---@return weft.Tensor pixels, table<integer, string> problems
 function Loader:take(ticket)
-  local t = C.weft_loader_take(self.handle, ticket)
-  if t == nil then args.fail() end
+  local pixels
+  if self.place then pixels = scope(finished_there, self, ticket)
+  else
+    local t = C.weft_loader_take(self.handle, ticket)
+    if t == nil then args.fail() end
+    pixels = args.wrap(t)
+  end
   local problems = {}
-  for i = 1, tonumber(t.v.shape[0]) do
+  for i = 1, pixels:size(1) do
     local message = C.weft_loader_message(self.handle, i - 1)
     if message ~= nil then problems[i] = ffi.string(message) end
   end
-  return args.wrap(t), problems
+  return pixels, problems
 end
 
 ---Seconds that take has waited so far.
@@ -91,7 +108,8 @@ local M = {}
 ---Starts a loader. Options: threads = 2, depth = 2 (batches under way), height and width of what
 ---comes out, resize (short edge for pictures planned by path alone), mean, std, cache = 0 (bytes of
 ---pictures kept at their final size; a plan with a crop of its own is not kept), orientation = true,
----alpha = "compose" or "drop", background = 255, max_pixels.
+---alpha = "compose" or "drop", background = 255, max_pixels, place = { device, dtype } (a GPU that pictures go
+---up to as bytes, but for those that the cache holds, and are resized and normalised on).
 ---    local l = loader.new { height = 224, width = 224, resize = 256 }
 ---    local pixels, problems = l:take(l:submit { "a.jpg", { path = "b.png", resize = 256, flip = true } })
 ---@param options table
@@ -99,13 +117,19 @@ local M = {}
 function M.new(options)
   local o = args.options(options, { threads = 2, depth = 2, height = args.required,
     width = args.required, resize = args.none, mean = image.mean, std = image.std, cache = 0,
-    orientation = true, alpha = "compose", background = 255, max_pixels = 0 }, "loader")
+    orientation = true, alpha = "compose", background = 255, max_pixels = 0, place = args.none }, "loader")
   local decode = image.options({ orientation = o.orientation, alpha = o.alpha,
     background = o.background, max_pixels = o.max_pixels }, "loader")
   local handle = C.weft_loader_new(o.threads, o.depth, o.height, o.width, ffi.new("double[3]", o.mean),
     ffi.new("double[3]", o.std), decode, o.cache)
   if handle == nil then args.fail() end
-  return setmetatable({ handle = ffi.gc(handle, C.weft_loader_free), resize = o.resize }, Loader)
+  local self = setmetatable({ handle = ffi.gc(handle, C.weft_loader_free), resize = o.resize, height = o.height, width = o.width }, Loader)
+  if o.place then
+    args.check(C.weft_loader_raw(handle, true))
+    self.place = o.place
+    self.table = scope(function() return (args.wrap(C.weft_loader_table(handle)):to(o.place):keep()) end)
+  end
+  return self
 end
 
 return M
