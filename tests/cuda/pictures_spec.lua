@@ -12,6 +12,7 @@ local function plan()
   local list = {}
   for i, name in ipairs(names) do list[i] = { path = golden .. name, resize = i == 3 and { 32, 32 } or 40, flip = i % 2 == 0 } end
   list[#list + 1] = { path = golden .. "photo.jpg", crop = { 10, 20, 100, 120 }, resize = { 24, 50 }, filter = "bilinear" }
+  list[#list + 1] = { path = golden .. "wide.png", resize = 40, window = { 3, 5, 20, 17 }, flip = true }    -- enlarged again
   list[#list + 1] = { path = golden .. "small.png" }       -- cut, or padded with black
   list[#list + 1] = { path = golden .. "nothing.png", resize = 40 }
   return list
@@ -52,7 +53,7 @@ describe("a loader that finishes pictures on " .. device, function()
         assert.equal(device, got.device)
         assert.is_true(near.same(want, got:to "cpu"))
         assert.same(problems, same_problems)
-        assert.is_string(problems[#names + 3])
+        assert.is_string(problems[#names + 4])
       end
       here:close()
       there:close()

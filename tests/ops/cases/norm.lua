@@ -76,7 +76,7 @@ local function rms_norm_backward(ins, a)
 end
 
 -- sum = x + m * scale, then its norm
-local function add(x, m, scale)
+local function added(x, m, scale)
   local _, d = rows_of(x)
   local sum = {}
   for i, v in ipairs(x.data) do sum[i] = v + m.data[i] * (scale and scale.data[(i - 1) % d + 1] or 1) end
@@ -84,11 +84,11 @@ local function add(x, m, scale)
 end
 
 local function add_layer_norm(ins, a)
-  local sum = add(ins[1], ins[2], ins[3])
+  local sum = added(ins[1], ins[2], ins[3])
   return sum, (layer_norm({ sum, ins[4], ins[5] }, a))
 end
 local function add_rms_norm(ins, a)
-  local sum = add(ins[1], ins[2])
+  local sum = added(ins[1], ins[2])
   return sum, (rms_norm({ sum, ins[3] }, a))
 end
 
