@@ -1,5 +1,6 @@
-// norm.cu: layer_norm and rms_norm, also of a sum that is made on the way, and normalize, with their fused gradients. Gradients of weight and
-// bias are summed by groups of threads over rows that depend on shapes alone, then over groups in order.
+// norm.cu: layer_norm and rms_norm, also of a sum that is made on the way, and normalize, with their
+// fused gradients. Gradients of weight and bias are summed by groups of threads over rows that depend
+// on shapes alone, then over groups in order.
 #include "cuda/rows.h"
 
 #define PARTS 512       // groups at most in a backward that sums over rows

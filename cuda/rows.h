@@ -58,7 +58,7 @@ template <class T, int VEC, int PER> struct row_part {
     const T *x;
     int64_t packs;
     pack<T, VEC> kept[PER > 0 ? PER : 1];
-    DEVICE row_part(const T *x_, int64_t packs_) : x(x_), packs(packs_) {
+    DEVICE row_part(const T *x_, int64_t packs_) : x(x_), packs(packs_), kept() {
         if constexpr (PER > 0) {
 #pragma unroll
             for (int j = 0; j < PER; j++) {
