@@ -16,8 +16,8 @@ local function percent(v) return type(v) == "number" and ("%.1f %%"):format(100 
 local function cell(text) return (text:gsub("[|\r\n]", " ")) end
 local function label(e) return e.label == "before" and "before training" or "after " .. e.label end
 
-put("A real run, %s on %d threads (%s kernels):\n", result.seconds < 90 and ("%d seconds"):format(result.seconds)
-  or ("%.0f minutes"):format(result.seconds / 60), env.threads, env.cpu_path)
+put("A real run, %s on %d %s (%s kernels):\n", result.seconds < 90 and ("%d seconds"):format(result.seconds)
+  or ("%.0f minutes"):format(result.seconds / 60), env.threads, env.threads == 1 and "thread" or "threads", env.cpu_path)
 put "![Losses by step: one panel a loss, the change of phases marked](docs/images/curves.png)\n"
 
 local last
