@@ -211,20 +211,26 @@ CPU_KERNEL(linear_backward) {
     const weft_view *dy = call->in[0], *weight = call->in[1], *dx = call->out[0];
     const int64_t k = weight->shape[0], n = weight->shape[1];
     if (dx->numel == 0) return WEFT_OK;
+    even_rows rows;
+    weft_status status = take_rows(&rows, dy, k, call->backend, false);
+    if (status != WEFT_OK) return status;
     weft_gemm g = {.dtype = dy->dtype,
                    .m = dx->numel / n,
                    .n = n,
                    .k = k,
-                   .lda = k,
+                   .lda = rows.at.row,
                    .ldb = n,
                    .ldc = n,
                    .alpha = 1,
                    .beta = call->at->AT(linear_backward, onto) ? 1 : 0,
-                   .a = dy->data,
+                   .a = rows.data,
                    .b = weight->data,
                    .c = dx->data};
-    g.row_group = weft_row_group(dy);
-    return weft_gemm_run(&g);
+    g.gap_a = gap(&rows);
+    g.row_group = g.gap_a ? rows.at.inner : weft_row_group(dy);
+    status = weft_gemm_run(&g);
+    give_rows(&rows, call->backend);
+    return status;
 }
 
 CPU_KERNEL(linear) {

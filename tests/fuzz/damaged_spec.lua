@@ -88,7 +88,7 @@ describe("a model directory with", function()
     assert(files.make_dirs(folder .. "/empty"))
     ok, message = pcall(dinov2.from_pretrained, folder .. "/empty")
     assert.is_false(ok)
-    assert.matches("no config.json in this directory", message)
+    assert.matches("neither model.safetensors nor model.safetensors.index.json is there", message)
   end)
 end)
 
