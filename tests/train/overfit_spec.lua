@@ -12,7 +12,7 @@ describe("the recipe #slow", function()
       tiny.picture(path .. ".png", color, shape, 0)
       tiny.write(path .. ".txt", ("a %s %s\n"):format(color, shape))
     end
-    local run, remove = tiny.run(root, { "data.held_out=0", "batch=16", "epochs=300", "warmup_epochs=150", "lr=0.003", "warmup_steps=20",
+    local run, remove = tiny.run(root, { "data.held_out=0", "batch=16", "epochs=400", "warmup_epochs=200", "lr=0.003", "warmup_steps=20",
       "encoder.patch=7", "encoder.width=32", "encoder.init_range=0.1", "compress.hidden=32", "compress.width=32", "compress.dropout=0",
       "lora.dropout=0", "language.width=32", "language.ff=64", "fusion.ff=64", "itc.dim=32", "itc.queue=16", "weights.itm=1",
       "data.length=14", "data.vocab=300" })

@@ -75,7 +75,8 @@ function Cache:batch(ids, compute)
       parts[i] = fresh:select(1, k)
       put(self, ids[i], parts[i])
     end
-    if #missing == #ids then return fresh end
+    -- rows side by side, as those that were kept: sums over rows that lie apart are rounded differently
+    if #missing == #ids then return (fresh:contiguous()) end
   end
   for i, id in ipairs(ids) do parts[i] = parts[i] or get(self, id) end
   return (weft.stack(parts, 1))
