@@ -3,6 +3,7 @@ local ffi = require "ffi"
 local C = require("weft.core").lib
 
 pcall(ffi.cdef, "int link(const char *from, const char *to);")
+pcall(ffi.cdef, "char *mkdtemp(char *template);")
 
 local M = {}
 
@@ -65,6 +66,25 @@ function M.remove_tree(path)
     end
   end
   return M.remove_dir(path)
+end
+
+local function gone(dir, ok, ...)
+  M.remove_tree(dir)
+  if not ok then error((...), 0) end
+  return ...
+end
+
+---Calls fn with an empty folder below TMPDIR (or /tmp) that this user alone can enter, and that is gone when fn
+---has ended, by an error too. Hands on what fn returns.
+---@param fn fun(dir: string): ...
+function M.temporary(fn)
+  local place = os.getenv "TMPDIR"
+  if not place or place == "" then place = "/tmp" end
+  local name = place:gsub("(.)/+$", "%1") .. "/weft-XXXXXX"
+  local dir = ffi.new("char[?]", #name + 1, name)
+  if ffi.C.mkdtemp(dir) == nil then error(place .. ": no temporary folder can be made there; set TMPDIR to a place where files can be written", 0) end
+  dir = ffi.string(dir)
+  return gone(dir, pcall(fn, dir))
 end
 
 ---The same bytes under another name: a second link where the file system has them, else a copy.

@@ -4,6 +4,7 @@
 #include <weft.h>
 #include "check.h"
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -42,7 +43,9 @@ static void test_order(const char *path) {
 }
 
 int main(void) {
-    char path[] = "/tmp/weft-durable-XXXXXX";
+    const char *place = getenv("TMPDIR");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/weft-durable-XXXXXX", place ? place : "/tmp");
     const int fd = mkstemp(path);
     if (fd < 0) return 1;
     close(fd);

@@ -67,9 +67,9 @@ describe("weft train", function()
 
   it("takes one step in a dry run and leaves nothing", function()
     local here = work .. "/dry"
-    local function folders() return (select(2, command.run "ls -d /tmp/lua_*.dry 2>/dev/null | sort")) end
-    local before = folders()
-    local code, out, err = train(tiny.words(root, { "accumulate=2", "batch=3" }) .. " --dry-run --runs " .. here)
+    assert(files.make_dirs(work .. "/for a moment"))
+    local code, out, err = command.run(("TMPDIR='%s/for a moment' bin/weft train %s --dry-run --runs %s"):format(work,
+      tiny.words(root, { "accumulate=2", "batch=3" }), here))
     assert.equal(0, code, err)
     assert.truthy(out:find("accumulation adds no negatives: what is compared is compared within 3 pictures and with the queue", 1, true))
     assert.truthy(out:find "dry run: Phase 1: 6 steps, one of 6 pictures took [%d.]+ s\n")
@@ -77,7 +77,16 @@ describe("weft train", function()
     assert.truthy(out:find "peak of tensors %d+ MiB, of the process %d+ MiB; a checkpoint takes [%d.]+ MiB; nothing was kept")
     assert.truthy(out:find("Phase 1: LoRA adapters FROZEN", 1, true))
     assert.is_false(files.exists(here))
-    for name in folders():gmatch "[^\n]+" do assert.truthy(before:find(name, 1, true), name) end
+    assert.same({}, files.list(work .. "/for a moment"))
+    -- nor when its recipe fails in the middle of it
+    local _
+    code, _, err = command.run(("TMPDIR='%s/for a moment' bin/weft train %s --dry-run --memory 1"):format(work, tiny.words(root)))
+    assert.equal(1, code)
+    assert.truthy(err:find("out of memory", 1, true), err)
+    assert.same({}, files.list(work .. "/for a moment"))
+    code, _, err = command.run(("TMPDIR=%s/none bin/weft train %s --dry-run"):format(work, tiny.words(root)))
+    assert.equal(1, code)
+    assert.truthy(err:find(work .. "/none: no temporary folder can be made there", 1, true), err)
   end)
 
   it("says in one message what is missing or wrong, with exit code 1 or 2", function()

@@ -3,6 +3,7 @@
 -- Blocks of one page share their Lua globals, not their locals. A block that cannot run here says why:
 --   ```sh skip: downloads 161 MB
 -- A block of C is compiled with weft.h and libweft, and run. `bin/weft` and `weft` in sh is this one.
+require "tests.support.temporary"
 local root = io.popen("pwd"):read "*l"
 local build = os.getenv "WEFT_BUILD" or "build"
 local passed, failed, skipped = 0, 0, 0

@@ -2,6 +2,7 @@
 -- that a crash shows where it happened; exact counts last, since busted's exit status wraps at 256
 -- and is 0 when nothing ran.
 local pretty = require "pl.pretty"
+require "tests.support.temporary"
 
 return function()
   local busted = require "busted"

@@ -33,7 +33,6 @@ end
 ---@param threads integer
 ---@param limit? number  MiB of tensors
 function M.measure(plan, cell, threads, limit)
-  local output = os.tmpname()
   local main = assert(package.searchpath("weft.cli.main", package.path))
   local words = { "env", "WEFT_THREADS=" .. threads, "luajit", main, "train", plan.recipe, unpack(cell.overrides) }
   words[#words + 1] = "--dry-run"
@@ -43,15 +42,15 @@ function M.measure(plan, cell, threads, limit)
   end
   local argv = ffi.new("const char *[?]", #words + 1)
   for i, w in ipairs(words) do argv[i - 1] = w end
-  files.remove(output)
-  local pid, code = tonumber(C.weft_process_start(argv, output, -1)), -1
-  if pid == 0 then A.fail() end
-  while code < 0 do
-    C.weft_sleep(0.05)
-    code = C.weft_process_poll(pid)
-  end
-  local text = files.read(output) or ""
-  files.remove(output)
+  local text, code = files.temporary(function(dir)
+    local pid, status = tonumber(C.weft_process_start(argv, dir .. "/output", -1)), -1
+    if pid == 0 then A.fail() end
+    while status < 0 do
+      C.weft_sleep(0.05)
+      status = C.weft_process_poll(pid)
+    end
+    return files.read(dir .. "/output") or "", status
+  end)
   local out = { phases = {}, steps = 0 }
   for steps, seconds in text:gmatch "dry run: [^\n]-: (%d+) steps, one of %d+ pictures took ([%d.]+) s" do
     table.insert(out.phases, { steps = tonumber(steps), seconds = tonumber(seconds) })

@@ -95,17 +95,6 @@ local function dry_run(run, room, absent)
     tonumber(C.weft_memory_of(0).peak) / 2 ^ 20, tonumber(C.weft_peak_rss()), checkpoint_bytes(run, trained) / 2 ^ 20)
 end
 
--- A folder of its own below the system's, gone after fn.
-local function in_passing(fn)
-  local files = require "weft.files"
-  local name = os.tmpname()
-  local dir = name .. ".dry"
-  local ok, message = pcall(fn, dir)
-  os.remove(name)
-  if files.exists(dir) then files.remove_dir(dir) end
-  if not ok then error(message, 0) end
-end
-
 function M.run(args)
   local train = require "weft.train"
   local C = require("weft.core").lib
@@ -153,7 +142,7 @@ function M.run(args)
       return (train.start(recipe, given))
     end
     if args["dry-run"] then
-      in_passing(function(dir) dry_run(start(dir), room, absent) end)
+      require("weft.files").temporary(function(dir) dry_run(start(dir .. "/dry"), room, absent) end)
       return 0
     end
     run = start(args.dir)

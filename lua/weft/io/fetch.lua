@@ -36,17 +36,15 @@ local words = { [6] = "the server's name is not known here", [7] = "the server c
 -- Runs curl on a config file: nobody sees a token among the words of a command. Returns curl's exit code, what
 -- `write-out` gave and what it complained of.
 local function curl(lines, shown)
-  local path = os.tmpname()  -- for this user's eyes alone
-  local f = assert(io.open(path, "wb"))
-  f:write(table.concat(lines, "\n"), "\n")
-  f:close()
-  -- at a terminal a long download shows how far it is
-  local p = assert(io.popen(("curl -q --config %s %s; echo \" $?\""):format(path, shown and "" or "2>" .. path .. ".err")))
-  local out = p:read "*a"
-  p:close()
-  local complaint = disk.read(path .. ".err") or ""
-  os.remove(path)
-  os.remove(path .. ".err")
+  local out, complaint = disk.temporary(function(dir)
+    check(disk.write(dir .. "/config", table.concat(lines, "\n") .. "\n"))
+    local place = "'" .. dir:gsub("'", "'\\''") .. "'"
+    -- at a terminal a long download shows how far it is
+    local p = assert(io.popen(("curl -q --config %s/config %s; echo \" $?\""):format(place, shown and "" or "2>" .. place .. "/complaint")))
+    local text = p:read "*a"
+    p:close()
+    return text, disk.read(dir .. "/complaint") or ""
+  end)
   local text, code = out:match "^(.*) (%d+)\n$"
   code = tonumber(code)
   if code == 127 then fail "curl is not installed: apt-get install curl" end
@@ -79,10 +77,12 @@ end
 local function get(o, url, what)
   local complaint
   for try = 1, M.tries do
-    local path = os.tmpname()
-    local code, status, text = request(o, url, { "location", "max-redirs = 5", "output = " .. quoted(path), 'write-out = "%{http_code}"' })
-    local body = disk.read(path)
-    os.remove(path)
+    local body, code, status, text
+    disk.temporary(function(dir)
+      local path = dir .. "/body"
+      code, status, text = request(o, url, { "location", "max-redirs = 5", "output = " .. quoted(path), 'write-out = "%{http_code}"' })
+      body = disk.read(path)
+    end)
     status = tonumber(status) or 0
     if code == 0 and status == 200 then return body end
     if code == 0 and status ~= 429 and status < 500 then refused(o, status, what) end
@@ -100,11 +100,13 @@ local function head(o, url, what)
   for _ = 1, 5 do
     local headers, status, complaint
     for try = 1, M.tries do
-      local path = os.tmpname()
-      local code, written, text = request(o, url, { "head", "output = " .. quoted(path), 'header = "Accept-Encoding: identity"',
-        'write-out = "%{http_code}"' })
-      headers, status, complaint = disk.read(path) or "", tonumber(written) or 0, text
-      os.remove(path)
+      local code, written
+      disk.temporary(function(dir)
+        local path = dir .. "/headers"
+        code, written, complaint = request(o, url, { "head", "output = " .. quoted(path), 'header = "Accept-Encoding: identity"',
+          'write-out = "%{http_code}"' })
+        headers, status = disk.read(path) or "", tonumber(written) or 0
+      end)
       if code == 0 and status ~= 429 and status < 500 then break end
       if code == 0 then complaint = "the server answers " .. status end
       if code ~= 0 and not broken[code] and code ~= 7 or try == M.tries then fail("%s: %s", what, complaint) end

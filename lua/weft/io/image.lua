@@ -80,6 +80,16 @@ function image.resize(picture, size, filter)
   return result(C.weft_image_resize(p, size[1], size[2], f))
 end
 
+---The same picture with its longer side of at most `side` pixels.
+---@param picture weft.Tensor
+---@param side integer
+---@return weft.Tensor
+function image.within(picture, side)
+  local h, w = picture.shape[1], picture.shape[2]
+  local scale = math.min(1, side / math.max(h, w))
+  return image.resize(picture, { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) })
+end
+
 ---Cuts out height x width from row y and column x (both count from 1); outside is black.
 ---@param picture weft.Tensor
 ---@param y integer
@@ -215,6 +225,19 @@ function image.save(path, picture)
   if status == C.WEFT_OK then return true end
   if status == C.WEFT_EINVAL then args.raise("image.save: %s", ffi.string(C.weft_error())) end
   return nil, ffi.string(C.weft_error())
+end
+
+---A picture as the bytes of a PNG.
+---@param picture weft.Tensor
+---@return string
+function image.png(picture)
+  local files = require "weft.files"
+  return files.temporary(function(dir)
+    local path = dir .. "/picture.png"
+    local ok, message = image.save(path, picture)
+    if not ok then error(message, 0) end
+    return assert(files.read(path))
+  end)
 end
 
 return image

@@ -31,11 +31,9 @@ function M.open(path, overrides)
     if not again then error(why or message, 0) end
     return unplug(again), "the pictures are not at hand: " .. tostring(why)
   end
-  local name = os.tmpname()
-  local dir = name .. ".look"
-  local run = train.start(train.load_recipe(path, overrides), { dir = dir, quiet = true })
-  files.remove_tree(dir)
-  os.remove(name)
+  local run = files.temporary(function(dir)
+    return train.start(train.load_recipe(path, overrides), { dir = dir .. "/look", quiet = true })
+  end)
   run.warnings = {}
   return unplug(run)
 end
@@ -116,11 +114,9 @@ function M.reload(run, overrides)
   local path = run.recipe.path
   forget(path)
   local recipe = train.load_recipe(path, overrides, require("weft.config").values(run.config))
-  local name = os.tmpname()
-  local dir = name .. ".look"
-  local new = train.start(recipe, { dir = dir, quiet = true, tokenizer = run.data.tokenizer })
-  files.remove_tree(dir)
-  os.remove(name)
+  local new = files.temporary(function(dir)
+    return train.start(recipe, { dir = dir .. "/look", quiet = true, tokenizer = run.data.tokenizer })
+  end)
   unplug(new)
   local mine, old = new.model:state_dict(), run.model:state_dict()
   local same, fresh, other, gone = 0, {}, {}, {}

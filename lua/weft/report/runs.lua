@@ -45,11 +45,7 @@ function M.picture(run, index, sample)
     local image = require "weft.io.image"
     local picture = image.load(sample.path)
     if not picture then return nil end
-    local h, w = picture.shape[1], picture.shape[2]
-    local scale, path = math.min(1, 160 / math.max(h, w)), os.tmpname()
-    local size = { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) }
-    if image.save(path, image.resize(picture, size)) then bytes = files.read(path) end
-    os.remove(path)
+    bytes = image.png(image.within(picture, 160))
   end
   return bytes and "data:image/png;base64," .. markup.base64(bytes) or nil
 end

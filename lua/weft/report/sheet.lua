@@ -7,12 +7,6 @@ local M = {}
 
 local SMALL = 160  -- longer side of the small ones
 
-local function small(picture)
-  local h, w = picture.shape[1], picture.shape[2]
-  local scale = math.min(1, SMALL / math.max(h, w))
-  return image.resize(picture, { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) })
-end
-
 ---Writes sheet.png, captions.json and 1.png, 2.png, ... below dir.
 ---@param samples table[]  { path, name, caption, generated }
 function M.write(_, dir, samples)
@@ -27,7 +21,7 @@ function M.write(_, dir, samples)
       pictures[#pictures + 1] = picture
       texts[#texts + 1] = ("true: %s  said: %s"):format(s.caption, s.generated)
       rows[i].small = i .. ".png"
-      assert(image.save(dir .. "/" .. rows[i].small, small(picture)))
+      assert(image.save(dir .. "/" .. rows[i].small, image.within(picture, SMALL)))
     end
   end
   if #pictures == 0 then return end

@@ -4,15 +4,6 @@ local A = require "weft.args"
 
 local M = {}
 
-local function png_of(picture)
-  local files, path = require "weft.files", os.tmpname()
-  local ok, message = require("weft.io.image").save(path, picture)
-  local bytes = ok and files.read(path)
-  os.remove(path)
-  if not bytes then error("show: " .. tostring(message), 0) end
-  return bytes
-end
-
 ---Draws a picture or a tensor: in the terminal (kitty's protocol or sixel where the terminal says that it
 ---can, half blocks in colour elsewhere, plain characters where there is no colour), or into a PNG.
 ---A path is a picture's file. [H,W,3] of bytes is a picture, [3,H,W] an encoder's input, [N,3,H,W] a sheet of
@@ -36,7 +27,7 @@ function M.show(value, options)
     columns, rows = math.min(o.columns or columns, columns), o.rows or math.max(4, rows - 4)
     local how = terminal.pictures()
     local text
-    if how == "kitty" then text = draw.kitty(png_of(draw.fit(picture, 8 * columns, 16 * rows, true)))
+    if how == "kitty" then text = draw.kitty(require("weft.io.image").png(draw.fit(picture, 8 * columns, 16 * rows, true)))
     elseif how == "sixel" then text = draw.sixel(picture, 8 * columns, 16 * rows)
     elseif how == "blocks" then
       local colors = terminal.colors()

@@ -191,18 +191,12 @@ function M.evaluated(run, entry)
   events:text(entry.step, "captions", ("**%s**\n\n%s"):format(entry.label, table_of_captions))
   if run.pictured then return end
   run.pictured = true
-  local image, files = require "weft.io.image", require "weft.files"
+  local image = require "weft.io.image"
   for i, s in ipairs(entry.values.captions.samples) do
     local picture = image.load(s.path)
     if picture then
-      local path = os.tmpname()
-      local h, w = picture.shape[1], picture.shape[2]
-      local scale = math.min(1, 160 / math.max(h, w))
-      local small = image.resize(picture, { math.max(1, math.floor(h * scale)), math.max(1, math.floor(w * scale)) })
-      if image.save(path, small) then
-        events:picture(entry.step, ("samples/%d %s"):format(i, s.name:match "[^/]*$"), files.read(path), small.shape[1], small.shape[2])
-      end
-      os.remove(path)
+      local small = image.within(picture, 160)
+      events:picture(entry.step, ("samples/%d %s"):format(i, s.name:match "[^/]*$"), image.png(small), small.shape[1], small.shape[2])
     end
   end
 end
