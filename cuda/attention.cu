@@ -423,11 +423,11 @@ CUDA_KERNEL(attention_backward) {
         scratch delta(call, heads * a.n * (int64_t)sizeof(wide_t<T>));
         if (!delta.data) return WEFT_ENOMEM;
         a.delta = delta.data;
-        if (a.n > 0)
+        const bool tensor_cores = std::is_same<T, bf16>::value && a.d <= ATTENTION_BF16_HEAD;
+        if (a.n > 0 && !(tensor_cores && needs & 1))
             TRY(LAUNCH(call, (attention_delta<T>), (unsigned)ceil_div(heads * a.n, ATTENTION_THREADS / 32),
                        ATTENTION_THREADS, 0, of_rows(a), heads * a.n));
-        if (std::is_same<T, bf16>::value && a.d <= ATTENTION_BF16_HEAD)
-            return attention_bf16_backward(call, a, heads, needs);
+        if (tensor_cores) return attention_bf16_backward(call, a, heads, needs);
         return with_tiling<T, true>(a.d, [&](auto s) { return run_backward<TYPE_OF(s)>(call, a, heads, needs); });
     });
 }

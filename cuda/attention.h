@@ -70,14 +70,16 @@ DEVICE unsigned kept_bits(const attention_args &a, uint64_t block) {
     return bits;
 }
 
-// What each kernel of the gradient is given: delta's, dq's, that of dk and dv.
+// What each kernel of the gradient is given: delta's, dq's (which works out delta itself in bfloat16), that
+// of dk and dv.
 static inline attention_args of_rows(attention_args a) {
     for (head_view *p : { &a.q, &a.k, &a.v, &a.dq, &a.dk, &a.dv, &a.lse }) p->data = nullptr;
     a.mask = nullptr;
     return a;
 }
-static inline attention_args of_queries(attention_args a) {
-    a.y.data = a.dk.data = a.dv.data = nullptr;
+static inline attention_args of_queries(attention_args a, bool with_y = false) {
+    if (!with_y) a.y.data = nullptr;
+    a.dk.data = a.dv.data = nullptr;
     return a;
 }
 static inline attention_args of_keys(attention_args a) {
@@ -88,6 +90,7 @@ static inline attention_args of_keys(attention_args a) {
 // bfloat16 on tensor cores, for heads up to ATTENTION_BF16_HEAD
 #define ATTENTION_BF16_HEAD 128
 weft_status attention_bf16_forward(const weft_call *call, const attention_args &a, int64_t heads);
+// delta is there, or dq is wanted too
 weft_status attention_bf16_backward(const weft_call *call, const attention_args &a, int64_t heads, int64_t needs);
 
 #endif

@@ -78,6 +78,51 @@ DEVICE void dq_step(const attention_args &a, dq_state<S> &w, int64_t head, int64
     add_tile<S::D, S::MT, S::NT / 2, EDGE>(w.sum, w.s, keys, used);
 }
 
+// The lane's part of y: of rows g and g + 8 of each row tile, every fourth piece of 8 columns.
+template <class S> struct y_part {
+    pack<bf16, 8> v[S::MT][2][S::D / 32];
+    DEVICE void read(const attention_args &a, int64_t head, int64_t first) {
+        const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3, d = (int)a.d;
+#pragma unroll
+        for (int mt = 0; mt < S::MT; mt++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int64_t i = first + 16 * mt + 8 * half + g;
+                const bf16 *const row = head_of<bf16>(a, a.y, head) + (i < a.n ? i : 0) * a.y.stride[2];
+#pragma unroll
+                for (int k = 0; k < S::D / 32; k++) {
+                    const int c = 8 * t + 32 * k;
+                    if (i < a.n && c < d && a.y.pieces) v[mt][half][k] = *reinterpret_cast<const pack<bf16, 8> *>(row + c);
+                    else
+#pragma unroll
+                        for (int e = 0; e < 8; e++)
+                            v[mt][half][k].v[e] = i < a.n && c + e < d ? row[(c + e) * a.y.stride[3]] : narrow<bf16>(0.f);
+                }
+            }
+    }
+    // delta of the rows, whose dy lies at `own`
+    DEVICE void times(const bf16 *own, float (*delta)[2]) const {
+        const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+#pragma unroll
+        for (int mt = 0; mt < S::MT; mt++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const bf16 *const row = own + (16 * mt + 8 * half + g) * S::STEP + 8 * t;
+                float sum = 0;
+#pragma unroll
+                for (int k = 0; k < S::D / 32; k++) {
+                    const pack<bf16, 8> dy = *reinterpret_cast<const pack<bf16, 8> *>(row + 32 * k);
+#pragma unroll
+                    for (int e = 0; e < 8; e++) sum += widen<bf16>(v[mt][half][k].v[e]) * widen<bf16>(dy.v[e]);
+                }
+                sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+                sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+                delta[mt][half] = sum;
+            }
+    }
+};
+
+// It has all rows of dy, so it leaves their delta for dk and dv.
 template <class S> __global__ void __launch_bounds__(BF16_THREADS, 2) bf16_dq(const attention_args a) {
     DYNAMIC_SHARED(bf16, memory);
     enum { TILE = S::COLUMNS * S::STEP };
@@ -90,19 +135,24 @@ template <class S> __global__ void __launch_bounds__(BF16_THREADS, 2) bf16_dq(co
     const bool simple = !a.mask && !a.drop;
     bf16 *const own = queries + 16 * S::MT * warp * S::STEP;
     dq_state<S> w;
+    y_part<S> y;
+    fetch_rows<S::D, S::ROWS>(grads, a, a.dy, head, i0, a.n);
+    y.read(a, head, mine);
     if (end > 0) {
         fetch_rows<S::D, S::ROWS>(queries, a, a.q, head, i0, a.n);
-        fetch_rows<S::D, S::ROWS>(grads, a, a.dy, head, i0, a.n);
         fetch_rows<S::D, S::COLUMNS>(stages, a, a.k, head, 0, a.m);
         fetch_rows<S::D, S::COLUMNS>(stages + TILE, a, a.v, head, 0, a.m);
     }
+    wait_for_copies();
+    __syncthreads();                   // dy is there
+    y.times(own + S::ROWS * S::STEP, w.delta);
 #pragma unroll
     for (int mt = 0; mt < S::MT; mt++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int64_t i = mine + 16 * mt + 8 * half + g;
             w.lse[mt][half] = i < a.n ? head_of<float>(a, a.lse, head)[i * a.lse.stride[2]] * LOG2E : INFINITY;
-            w.delta[mt][half] = i < a.n ? static_cast<const float *>(a.delta)[head * a.n + i] : 0.f;
+            if (i < a.n && lane % 4 == 0) static_cast<float *>(a.delta)[head * a.n + i] = w.delta[mt][half];
         }
 #pragma unroll
         for (int c = 0; c < S::D / 8; c++)
@@ -253,7 +303,8 @@ template <class S> __global__ void __launch_bounds__(BF16_THREADS, 2) bf16_dkv(c
 template <class Q, class K>
 static weft_status run(const weft_call *call, const attention_args &a, int64_t heads, int64_t needs) {
     if (needs & 1 && a.n > 0)
-        TRY(LAUNCH(call, (bf16_dq<Q>), (unsigned)(ceil_div(a.n, Q::ROWS) * heads), BF16_THREADS, Q::bytes(), of_queries(a)));
+        TRY(LAUNCH(call, (bf16_dq<Q>), (unsigned)(ceil_div(a.n, Q::ROWS) * heads), BF16_THREADS, Q::bytes(),
+                   of_queries(a, true)));
     if (needs & 6 && a.m > 0)
         TRY(LAUNCH(call, (bf16_dkv<K>), (unsigned)(ceil_div(a.m, K::ROWS) * heads), BF16_THREADS, K::bytes(), of_keys(a),
                    (int)needs));

@@ -1,53 +1,12 @@
 // lora.cu: a linear layer with a low-rank branch, y = x W^T + b + scale dropout(x) A^T B^T, and its
-// gradients. Large products are cuda_product's, the branch is a kernel of low_rank.cu. Dropout's mask is
-// drawn where it is applied, as the CPU draws it; its factor 1 / (1 - p) goes into the products, which
-// costs nothing and no rounding.
+// gradients. Large products are cuda_product's, the branch is a kernel of low_rank.cu, and its first
+// factor's gradient under dropout one of low_rank_gradient.cu. Dropout's mask is drawn where x is read, as
+// the CPU draws it; its factor 1 / (1 - p) goes into the products, which costs nothing and no rounding.
 #include "cuda/blas.h"
 #include "cuda/calls.h"
-#include "cuda/each.h"
 #include "cuda/low_rank.h"
-#define WEFT_FN static __host__ __device__ inline
-#include "tensor/random.h"
-
-#define GROUP 8             // elements a thread masks at a time: two draws
 
 enum { NEED_DX = 1, NEED_DW = 2, NEED_DBIAS = 4, NEED_DA = 8, NEED_DB = 16 };
-
-struct masking {
-    uint64_t key, counter;
-    uint32_t limit;         // kept: word >> 8 at least this
-    int64_t n;
-    const void *x;
-    void *dropped;          // x where kept, else 0
-    template <class V> void visit(V &v) { v(x), v(dropped); }
-};
-
-template <class T> DEVICE void mask_group(const T *from, T *to, int64_t first, int64_t n, bool whole, const bool *kept) {
-    const T zero = narrow<T>((wide_t<T>)0);
-    if (whole) {
-        pack<T, GROUP> v = *reinterpret_cast<const pack<T, GROUP> *>(from + first);
-        for (int j = 0; j < GROUP; j++)
-            if (!kept[j]) v.v[j] = zero;
-        *reinterpret_cast<pack<T, GROUP> *>(to + first) = v;
-        return;
-    }
-    for (int j = 0; j < GROUP; j++)
-        if (first + j < n) to[first + j] = kept[j] ? from[first + j] : zero;
-}
-
-template <class T> __global__ void __launch_bounds__(256) mask_kernel(const masking m, const bool aligned) {
-    const T *x = static_cast<const T *>(m.x);
-    T *dropped = static_cast<T *>(m.dropped);
-    for (int64_t first = THREAD_INDEX * GROUP; first < m.n; first += THREAD_COUNT * GROUP) {
-        bool kept[GROUP];
-        for (int half = 0; half < 2; half++) {
-            const weft_philox4 words = weft_philox(m.key, m.counter, (uint64_t)(first >> 2) + (uint64_t)half);
-            for (int j = 0; j < 4; j++) kept[4 * half + j] = words.v[j] >> 8 >= m.limit;
-        }
-        const bool whole = aligned && first + GROUP <= m.n;
-        mask_group(x, dropped, first, m.n, whole, kept);
-    }
-}
 
 struct dropout { double p, keep; const weft_attrs *at; };
 
@@ -58,19 +17,6 @@ static uint32_t limit_of(const dropout *d) {
     const double scaled = d->p * 0x1p24;
     const uint32_t limit = (uint32_t)scaled;
     return limit + ((double)limit < scaled);
-}
-
-static weft_status apply_mask(const weft_call *call, const dropout *d, int dtype, int64_t n, const void *x, void *dropped) {
-    if (n == 0) return WEFT_OK;
-    masking m = {};
-    m.key = d->at->rng_key, m.counter = d->at->rng_counter;
-    m.limit = limit_of(d);
-    m.n = n;
-    m.x = x, m.dropped = dropped;
-    const bool aligned = ((uintptr_t)x | (uintptr_t)dropped) % 16 == 0;
-    return with_float(dtype, [&](auto tag) {
-        return LAUNCH(call, mask_kernel<TYPE_OF(tag)>, blocks_for(ceil_div(n, GROUP), 256), 256, 0, m, aligned);
-    });
 }
 
 static low_rank branch(const dropout *d, int64_t rows, int64_t r) {
@@ -129,8 +75,8 @@ CUDA_KERNEL(lora_linear_backward) {
     const int64_t r = b ? b->shape[1] : h ? h->shape[h->ndim - 1] : 0;
     void *const dx = call->out[0]->data;
     if (need_dx || need_da) {
-        scratch t(call, rows * r * size), dropped(call, masked && need_da ? rows * in * size : 0);
-        if (!t.data || !dropped.data) return WEFT_ENOMEM;
+        scratch t(call, rows * r * size);
+        if (!t.data) return WEFT_ENOMEM;
         if (need_dx) TRY(product(call, dtype, { rows, in, out }, 1, dy->data, false, weight->data, false, onto, dx));
         low_rank p = branch(&d, rows, r);
         p.in = out, p.out = in;
@@ -138,9 +84,9 @@ CUDA_KERNEL(lora_linear_backward) {
         p.drop_y = masked;
         p.before = scale * (masked ? d.keep : 1);
         TRY(cuda_low_rank(call, dtype, p));
-        if (need_da && masked) TRY(apply_mask(call, &d, dtype, rows * in, x->data, dropped.data));
-        if (need_da)
-            TRY(product(call, dtype, { r, in, rows }, 1, t.data, true, masked ? dropped.data : x->data, false, 0, call->out[3]->data));
+        if (need_da && masked) TRY(cuda_low_rank_gradient(call, dtype, p, x->data, in, call->out[3]->data));
+        else if (need_da)
+            TRY(product(call, dtype, { r, in, rows }, 1, t.data, true, x->data, false, 0, call->out[3]->data));
     }
     if (needs & NEED_DW) TRY(product(call, dtype, { out, in, rows }, 1, dy->data, true, x->data, false, 0, call->out[1]->data));
     if (needs & NEED_DB) TRY(product(call, dtype, { out, r, rows }, scale, dy->data, true, h->data, false, 0, call->out[4]->data));

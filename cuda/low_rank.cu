@@ -1,28 +1,11 @@
 // low_rank.cu: h = drop(x) D and y += h U for a small rank, x and y read once: bfloat16 on tensor
 // cores, anything else in plain loops. The bound is memory: x and h once, y twice.
-#include "cuda/low_rank.h"
-#include "cuda/each.h"
-#include "cuda/mma.h"
-#define WEFT_FN static __host__ __device__ inline
-#include "tensor/random.h"
-
-// Bits 0..3: which of the elements 4 * block .. 4 * block + 3 are kept.
-DEVICE unsigned kept_four(const low_rank &p, int64_t block) {
-    const weft_philox4 w = weft_philox(p.key, p.counter, (uint64_t)block);
-    unsigned bits = 0;
-    for (int i = 0; i < 4; i++) bits |= (unsigned)(w.v[i] >> 8 >= p.limit) << i;
-    return bits;
-}
-DEVICE bool kept(const low_rank &p, int64_t at) { return kept_four(p, at >> 2) >> (at & 3) & 1; }
+#include "cuda/low_rank_tile.h"
 
 // --- tensor cores: 4 warps over 64 rows, a warp 16 of them. x comes 64 columns at a time in two stages;
 // h stays in registers and is the left side of the second product; y goes through shared memory that is
 // the warp's own, so that it is read and written 16 bytes at a time.
 // Shared memory: 2 * 64 rows of 144 bytes and, for rank 16, 2 * 64 rows of 48 bytes or 2 * 16 of 144: 25 KB.
-#define TILE_ROWS 64
-#define TILE_COLUMNS 64
-#define TILE_STEP (TILE_COLUMNS + 8)
-#define LOW_THREADS 128
 #define STAGE_STEP (TILE_COLUMNS + 4)   // floats of y's stage from row to row
 
 template <int R, bool TURNED> struct low_tile {
@@ -31,27 +14,6 @@ template <int R, bool TURNED> struct low_tile {
            X = TILE_ROWS * TILE_STEP };
     static size_t bytes() { return (size_t)(2 * X + 2 * DOWN) * sizeof(bf16); }
 };
-
-// Where the lane's part of a fragment begins: of A, or of B whose tile lies as [k][n]; of B as [n][k].
-template <int STEP> DEVICE int a_lane() {
-    const int lane = threadIdx.x & 31;
-    return ((lane & 7) + (lane >> 3 & 1) * 8) * STEP + (lane >> 4) * 8;
-}
-template <int STEP> DEVICE int b_lane() {
-    const int lane = threadIdx.x & 31;
-    return ((lane & 7) + (lane >> 4) * 8) * STEP + (lane >> 3 & 1) * 8;
-}
-
-// A tile of `rows` by `columns`, zeros where the matrix ends; complete after wait_for_copies and a barrier.
-template <int STEP>
-DEVICE void fetch_tile(bf16 *to, const bf16 *from, int64_t line, int rows, int columns, int64_t there_rows, int64_t there_columns) {
-    const int pieces = columns / 8;
-    for (int k = (int)threadIdx.x; k < rows * pieces; k += LOW_THREADS) {
-        const int row = k / pieces, c = k % pieces * 8;
-        const bool real = row < there_rows && c < there_columns;
-        copy_16(to + row * STEP + c, real ? from + row * line + c : from, real);
-    }
-}
 
 template <int R, bool TURNED> __global__ void __launch_bounds__(LOW_THREADS) low_rank_bf16(const low_rank p) {
     typedef low_tile<R, TURNED> S;

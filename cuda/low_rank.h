@@ -1,4 +1,4 @@
-// low_rank.h: a product with a matrix of low rank in one kernel, for lora.cu.
+// low_rank.h: products with a matrix of low rank, each in one pass over what is large, for lora.cu.
 #ifndef WEFT_CUDA_LOW_RANK_H
 #define WEFT_CUDA_LOW_RANK_H
 
@@ -22,5 +22,7 @@ struct low_rank {
 };
 // r up to any size: more than LOW_RANK_MOST take several launches.
 weft_status cuda_low_rank(const weft_call *call, int dtype, low_rank p);
+// d [r, in] = h^T drop(x) for the h, rows, ranks and draws of `of`; x [rows, in].
+weft_status cuda_low_rank_gradient(const weft_call *call, int dtype, const low_rank &of, const void *x, int64_t in, void *d);
 
 #endif

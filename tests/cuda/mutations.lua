@@ -50,6 +50,8 @@ return {
   -- lanes and warps
   { "attention_bf16", "the wrong lanes in a row's sum", "total += __shfl_xor_sync(FULL_WARP, total, 2);",
     "total += __shfl_xor_sync(FULL_WARP, total, 4);", bf16 },
+  { "attention_bf16_backward", "half of a row's lanes in the sum of dy * y",
+    "                sum += __shfl_xor_sync(FULL_WARP, sum, 2);\n", "", bf16 },
   { "extreme", "the wrong lane in the search of an extreme",
     "other.v = __shfl_xor_sync(FULL_WARP, best.v, d)",
     "other.v = __shfl_xor_sync(FULL_WARP, best.v, d ^ 1)", reduce },
@@ -78,8 +80,9 @@ return {
     "for (int64_t i = whole + threadIdx.x; i < c.end; i += OPTIM_THREADS) optim_move",
     "for (int64_t i = whole + threadIdx.x; i < c.end - 1; i += OPTIM_THREADS) optim_move",
     { "optim", "tests/cuda/optim_spec.lua" } },
-  { "lora", "the tail of a mask",
-    "if (first + j < n) to[first + j] = kept[j]", "if (first + j < n) to[first + j] = kept[j & 3]", products },
+  { "low_rank_gradient", "another lane's draws in the gradient under dropout", "const int row = k >> 2, c = (k & 3) * 4;",
+    "const int row = k >> 2, c = (k & 1) * 4;", products },
+  { "low_rank_gradient", "the last piece of the rows is left out", "k < p.pieces", "k < p.pieces - 1", products },
   { "low_rank", "half of the draws on the way out", "bits = kept_four(p, at >> 2) | kept_four(p, (at >> 2) + 1) << 4;",
     "bits = kept_four(p, at >> 2) * 17;", branch },
   -- sums, strides, indices
