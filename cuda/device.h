@@ -130,6 +130,15 @@ static inline fault_sink faults(const weft_call *call, int op) {
     return fault_sink{ device_of(call)->fault, op };
 }
 
+// --- rows that lie apart (weft_rows in kernel.h): where row i begins
+DEVICE int64_t row_at(const weft_rows &r, int64_t i) {
+    return r.outer == 1 ? i * r.row : i / r.inner * r.block + i % r.inner * r.row;
+}
+// Whether all of them begin at a multiple of `elements`.
+static inline bool rows_aligned(const weft_rows &r, int64_t elements) {
+    return (r.inner == 1 || r.row % elements == 0) && (r.outer == 1 || r.block % elements == 0);
+}
+
 // --- dtypes. A kernel is a template over its storage type T and computes in wide_t<T>.
 template <class T> struct wide { typedef T type; };
 template <> struct wide<bf16> { typedef float type; };

@@ -10,6 +10,7 @@ struct stretches {
     const void *x;
     void *y;
     const int64_t *index;
+    weft_rows index_at;         // its elements
     int64_t numel, n, rows, units;
     fault_sink faults;
     template <class V> void visit(V &v) { v(x); v(y); v(index); faults.visit(v); }
@@ -18,12 +19,18 @@ struct stretches {
 template <class U> __global__ void __launch_bounds__(EACH_THREADS) stretch_kernel(const stretches s) {
     for (int64_t i = THREAD_INDEX; i < s.numel; i += THREAD_COUNT) {
         int64_t u, k;
-        const int64_t o = divided(divided(i, s.units, &u), s.n, &k), at = s.index[k];
+        const int64_t o = divided(divided(i, s.units, &u), s.n, &k), at = s.index[row_at(s.index_at, k)];
         U v = {};
         if ((uint64_t)at < (uint64_t)s.rows) v = static_cast<const U *>(s.x)[(o * s.rows + at) * s.units + u];
         else s.faults.complain(FAULT_INDEX, (double)at, 0, (double)(s.rows - 1), k);
         static_cast<U *>(s.y)[i] = v;
     }
+}
+
+static weft_rows elements_of(const weft_view *index) {
+    weft_rows r = { 1, 0, 0, 0 };
+    weft_rows_of(index, 0, &r);
+    return r;
 }
 
 static weft_status copy_stretches(const weft_call *call, const weft_view *x, const weft_view *index, int64_t rows,
@@ -32,8 +39,8 @@ static weft_status copy_stretches(const weft_call *call, const weft_view *x, con
     const int64_t size = cuda_host->dtype_size(x->dtype);
     if (y->numel == 0) return WEFT_OK;
     const int64_t unit = unit_of((uint64_t)(uintptr_t)x->data | (uint64_t)(uintptr_t)y->data | (uint64_t)(inner * size));
-    const stretches s = { x->data, y->data, static_cast<const int64_t *>(index->data), y->numel * size / unit,
-                          index->numel, rows, inner * size / unit, faults(call, op) };
+    const stretches s = { x->data, y->data, static_cast<const int64_t *>(index->data), elements_of(index),
+                          y->numel * size / unit, index->numel, rows, inner * size / unit, faults(call, op) };
     return with_unit(unit, [&](auto tag) {
         return LAUNCH(call, (stretch_kernel<TYPE_OF(tag)>), blocks_for(s.numel, EACH_THREADS), EACH_THREADS, 0, s);
     });
@@ -55,12 +62,13 @@ CUDA_KERNEL(index_select) {
 // --- keys of a vector of indices: index, then position
 struct vector_keys {
     const int64_t *index;
+    weft_rows index_at;
     int64_t rows;
     int32_t shift;              // bits of a position
     fault_sink faults;
     template <class V> void visit(V &v) { v(index); faults.visit(v); }
     DEVICE uint64_t operator()(int64_t i) const {
-        const int64_t at = index[i];
+        const int64_t at = index[row_at(index_at, i)];
         if ((uint64_t)at < (uint64_t)rows) return (uint64_t)at << shift | (uint64_t)i;
         faults.complain(FAULT_INDEX, (double)at, 0, (double)(rows - 1), i);
         return KEY_NONE;
@@ -74,7 +82,8 @@ static int bits_of(int64_t n) {     // of the numbers below n
 }
 
 static vector_keys keys_of(const weft_call *call, const weft_view *index, int64_t rows, int op) {
-    return vector_keys{ static_cast<const int64_t *>(index->data), rows, bits_of(index->numel), faults(call, op) };
+    return vector_keys{ static_cast<const int64_t *>(index->data), elements_of(index), rows, bits_of(index->numel),
+                        faults(call, op) };
 }
 
 // --- embedding_backward. The sorted positions are cut into pieces of FOLD; a block sums the runs of
@@ -86,6 +95,7 @@ static vector_keys keys_of(const weft_call *call, const weft_view *index, int64_
 
 struct folds {
     const uint64_t *keys;
+    weft_rows dy_rows;
     int64_t n, width, pieces;
     int32_t shift;
     template <class V> void visit(V &v) { v(keys); }
@@ -105,7 +115,7 @@ __global__ void __launch_bounds__(FOLD_THREADS) fold_rows(const folds f, const T
     bool came_in = f.id(begin - 1) == id;
     for (int j = 0; j < VEC; j++) sum[j] = 0;
     for (int i = 0; i < count && id >= 0; i++) {
-        const pack<T, VEC> v = *reinterpret_cast<const pack<T, VEC> *>(dy + f.position(begin + i) * f.width + column);
+        const pack<T, VEC> v = *reinterpret_cast<const pack<T, VEC> *>(dy + row_at(f.dy_rows, f.position(begin + i)) + column);
         for (int j = 0; j < VEC; j++) sum[j] += widen<T>(v.v[j]);
         const int64_t next = f.id(begin + i + 1);
         if (next == id && i + 1 < count) continue;
@@ -144,7 +154,7 @@ static weft_status add_rows(const weft_call *call, const folds &f, const weft_vi
     if (!partial.data) return WEFT_ENOMEM;
     const T *from = static_cast<const T *>(dy->data);
     T *to = static_cast<T *>(dw->data);
-    const bool wide = f.width % WIDE == 0 && ((uintptr_t)from | (uintptr_t)to) % 16 == 0;
+    const bool wide = f.width % WIDE == 0 && rows_aligned(f.dy_rows, WIDE) && ((uintptr_t)from | (uintptr_t)to) % 16 == 0;
     const dim3 grid((unsigned)f.pieces, (unsigned)ceil_div(f.width, FOLD_THREADS * (wide ? WIDE : 1)));
     if (wide) TRY(LAUNCH(call, (fold_rows<T, WIDE>), grid, FOLD_THREADS, 0, f, from, to, partial.as<wide_t<T>>()));
     else TRY(LAUNCH(call, (fold_rows<T, 1>), grid, FOLD_THREADS, 0, f, from, to, partial.as<wide_t<T>>()));
@@ -163,7 +173,8 @@ CUDA_KERNEL(embedding_backward) {
     const vector_keys source = keys_of(call, ids, dw->shape[0], OP_embedding_backward);
     TRY(keys_sort(call, source, keys.as<uint64_t>(), n));
     if (dw->numel == 0) return WEFT_OK;
-    const folds f = { keys.as<uint64_t>(), n, dw->shape[1], ceil_div(n, FOLD), source.shift };
+    folds f = { keys.as<uint64_t>(), {}, n, dw->shape[1], ceil_div(n, FOLD), source.shift };
+    weft_rows_of(dy, 1, &f.dy_rows);
     return with_float(dy->dtype, [&](auto tag) { return add_rows<TYPE_OF(tag)>(call, f, dy, dw); });
 }
 

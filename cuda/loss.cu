@@ -47,6 +47,7 @@ struct entropy_job {
     void *loss, *lse, *dx, *dtarget;    // loss: of each row, for NONE
     double *parts;                      // of each row, for MEAN and SUM
     const double *counted;              // for MEAN; NULL: n
+    weft_rows dloss_at;
     int64_t n, classes, ignore;
     int32_t reduction;
     double smoothing;
@@ -61,6 +62,11 @@ static void set_rows(entropy_job *j, const weft_view *x) {
     j->n = x->shape[0];
     j->classes = x->shape[1];
     j->x = x->data;
+}
+
+static void set_dloss(entropy_job *j, const weft_view *dloss) {
+    j->dloss = dloss->data;
+    weft_rows_of(dloss, 0, &j->dloss_at);
 }
 
 // 0: an ignored row; 1: one that counts; -1: one whose class does not exist, of which the host is told.
@@ -109,7 +115,7 @@ __global__ void __launch_bounds__(ROW_THREADS) entropy_classes(const entropy_job
 // What a row's gradient is multiplied by.
 template <class W> DEVICE W weight_of(const entropy_job &j, int64_t row) {
     const W *const dloss = static_cast<const W *>(j.dloss);
-    if (j.reduction == NONE) return dloss[row];
+    if (j.reduction == NONE) return dloss[row_at(j.dloss_at, row)];
     return j.reduction == SUM ? dloss[0] : (W)((double)dloss[0] / (j.counted ? *j.counted : (double)j.n));
 }
 
@@ -260,7 +266,7 @@ CUDA_KERNEL(cross_entropy_soft) {
 
 CUDA_KERNEL(cross_entropy_backward) {
     entropy_job j = {};
-    j.dloss = call->in[0]->data;
+    set_dloss(&j, call->in[0]);
     set_rows(&j, call->in[1]);
     j.target = static_cast<const int64_t *>(call->in[2]->data);
     j.lse_in = call->in[3]->data;
@@ -293,7 +299,7 @@ CUDA_KERNEL(cross_entropy_backward) {
 CUDA_KERNEL(cross_entropy_soft_backward) {
     const int64_t needs = call->at->AT(cross_entropy_soft_backward, needs);
     entropy_job j = {};
-    j.dloss = call->in[0]->data;
+    set_dloss(&j, call->in[0]);
     set_rows(&j, call->in[1]);
     j.soft = call->in[2] ? call->in[2]->data : nullptr;
     j.lse_in = call->in[3]->data;

@@ -164,18 +164,58 @@ CUDA_KERNEL(matmul) {
     return multiply(call, &left, &right, l, m, n, k);
 }
 
+// --- linear layers. Rows [..., width] as they lie: a matrix, or where `blocks` may be many a batch of them,
+// unless those are so low that a copy costs less; rows that overlap are copied.
+#define LEAST_BLOCK 64
+struct matrix_rows {
+    const void *data;
+    int64_t blocks, rows, ld, stride;
+    std::optional<scratch> packed;
+};
+static weft_status set_rows(matrix_rows *o, const weft_call *call, const weft_view *x, bool many) {
+    const int64_t width = x->shape[x->ndim - 1], rows = weft_span(x, 0, x->ndim - 1);
+    weft_rows at;
+    if (weft_rows_of(x, 1, &at) && (at.inner == 1 || at.row >= width) &&
+        (at.outer == 1 || (many && at.inner >= LEAST_BLOCK))) {
+        o->data = x->data;
+        o->blocks = at.outer, o->rows = at.inner, o->stride = at.block;
+        o->ld = at.inner == 1 ? width : at.row;
+        return WEFT_OK;
+    }
+    weft_view to = *x;
+    int64_t stride = 1;
+    for (int d = x->ndim - 1; d >= 0; stride *= x->shape[d--]) to.stride[d] = stride;
+    o->packed.emplace(call, x->numel * cuda_host->dtype_size(x->dtype));
+    if (!o->packed->data) return WEFT_ENOMEM;
+    o->data = to.data = o->packed->data;
+    o->blocks = 1, o->rows = rows, o->ld = width, o->stride = 0;
+    return cuda_copy(call, &to, x);
+}
+
+static void set_left(cuda_gemm *g, const matrix_rows *a) {
+    g->a = a->data;
+    g->m = a->rows, g->lda = a->ld;
+    g->batch = a->blocks, g->stride_a = a->stride;
+    g->stride_c = g->m * g->n;
+    g->ldc = g->n;
+    g->alpha = 1;
+}
+
 CUDA_KERNEL(linear_weight_backward) {
     const weft_view *dy = call->in[0], *x = call->in[1], *dw = call->out[0];
     if (dw->numel == 0) return WEFT_OK;
+    if (dy->numel == 0) return call->backend->fill(call->backend, dw, 0);
+    matrix_rows left = {}, right = {};
+    TRY(set_rows(&left, call, dy, false));
+    TRY(set_rows(&right, call, x, false));
     cuda_gemm g = {};
     g.dtype = x->dtype;
     g.trans_a = true;
-    g.m = dw->shape[0], g.n = dw->shape[1], g.k = dy->numel / g.m;
-    if (g.k == 0) return call->backend->fill(call->backend, dw, 0);
-    g.lda = g.m, g.ldb = g.ldc = g.n;
+    g.m = dw->shape[0], g.n = dw->shape[1], g.k = left.rows;
+    g.lda = left.ld, g.ldb = right.ld, g.ldc = g.n;
     g.batch = 1;
     g.alpha = 1;
-    g.a = dy->data, g.b = x->data, g.c = dw->data;
+    g.a = left.data, g.b = right.data, g.c = dw->data;
     return cuda_product(call, &g);
 }
 
@@ -183,29 +223,29 @@ CUDA_KERNEL(linear_backward) {
     const weft_view *dy = call->in[0], *weight = call->in[1], *dx = call->out[0];
     if (dx->numel == 0) return WEFT_OK;
     const bool onto = call->at->AT(linear_backward, onto) != 0;
+    matrix_rows left = {};
+    TRY(set_rows(&left, call, dy, true));
     cuda_gemm g = {};
     g.dtype = dy->dtype;
     g.n = weight->shape[1], g.k = weight->shape[0];
-    g.m = dx->numel / g.n;
-    g.lda = g.k, g.ldb = g.ldc = g.n;
-    g.batch = 1;
-    g.alpha = 1, g.beta = onto;
-    g.a = dy->data, g.b = weight->data, g.c = dx->data;
+    set_left(&g, &left);
+    g.ldb = g.n;
+    g.beta = onto;
+    g.b = weight->data, g.c = dx->data;
     return cuda_product(call, &g);
 }
 
 CUDA_KERNEL(linear) {
     const weft_view *x = call->in[0], *weight = call->in[1], *bias = call->in[2], *y = call->out[0];
     if (y->numel == 0) return WEFT_OK;
+    matrix_rows left = {};
+    TRY(set_rows(&left, call, x, true));
     cuda_gemm g = {};
     g.dtype = x->dtype;
     g.trans_b = true;
     g.n = weight->shape[0], g.k = weight->shape[1];
-    g.m = y->numel / g.n;
-    g.lda = g.ldb = g.k;
-    g.ldc = g.n;
-    g.batch = 1;
-    g.alpha = 1;
-    g.a = x->data, g.b = weight->data, g.bias = bias ? bias->data : nullptr, g.c = y->data;
+    set_left(&g, &left);
+    g.ldb = g.k;
+    g.b = weight->data, g.bias = bias ? bias->data : nullptr, g.c = y->data;
     return cuda_product(call, &g);
 }

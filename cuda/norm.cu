@@ -14,6 +14,7 @@ struct norm_job {
     const void *added, *scale, *dsum;   // x + added * scale is the row, kept in sum; dsum: its gradient
     void *sum, *dm;
     void *sums;                         // [groups][2][d]: dweight, dbias
+    weft_rows dy_rows;
     int64_t n, d;
     double eps;
     template <class V> void visit(V &v) {
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_backward(const norm_job j) {
     FOR_ROWS(row, j.n) {
         const bool live = row < j.n;
         const row_part<T, VEC, PER> x(static_cast<const T *>(j.x) + row * j.d, live ? packs : 0);
-        const row_part<T, VEC, PER> dy(static_cast<const T *>(j.dy) + row * j.d, live ? packs : 0);
+        const row_part<T, VEC, PER> dy(static_cast<const T *>(j.dy) + (live ? row_at(j.dy_rows, row) : 0), live ? packs : 0);
         const W mean = live && j.mean ? static_cast<const W *>(j.mean)[row] : (W)0;
         const W rstd = live ? static_cast<const W *>(j.rstd)[row] : (W)0;
         S sum_g = 0, sum_gx = 0;
@@ -249,13 +250,16 @@ __global__ void __launch_bounds__(256) norm_combine(const wide_t<T> *sums, T *dw
     }
 }
 
-static weft_status backward(const weft_call *call, norm_job j, const weft_view *x, void *dweight, void *dbias) {
+static weft_status backward(const weft_call *call, norm_job j, const weft_view *dy, const weft_view *x, void *dweight,
+                            void *dbias) {
     set_rows(&j, x);
+    j.dy = dy->data;
+    weft_rows_of(dy, 1, &j.dy_rows);
     if (j.d == 0 || (j.n == 0 && !dweight && !dbias)) return WEFT_OK;
     return with_float(x->dtype, [&](auto tag) -> weft_status {
         using T = TYPE_OF(tag);
         const uintptr_t all = address(j.x) | address(j.dy) | address(j.y) | address(j.weight) | address(j.dsum) |
-                              address(j.scale) | address(j.dm);
+                              address(j.scale) | address(j.dm) | (rows_aligned(j.dy_rows, 16 / sizeof(T)) ? 0 : 1);
         if (!dweight && !dbias) {
             const row_grid g = row_grid_of<T>(j.n, j.d, all, 4);
             return with_row_grid<T, 4>(g, [&](auto vec, auto per) {
@@ -281,47 +285,43 @@ static weft_status backward(const weft_call *call, norm_job j, const weft_view *
 CUDA_KERNEL(layer_norm_backward) {
     const int64_t needs = call->at->AT(layer_norm_backward, needs);
     norm_job j = {};
-    j.dy = call->in[0]->data;
     j.weight = data_of(call->in[2]);
     j.mean = call->in[3]->data;
     j.rstd = call->in[4]->data;
     j.y = needs & 1 ? call->out[0]->data : nullptr;
-    return backward(call, j, call->in[1], needs & 2 ? call->out[1]->data : nullptr, needs & 4 ? call->out[2]->data : nullptr);
+    return backward(call, j, call->in[0], call->in[1], needs & 2 ? call->out[1]->data : nullptr, needs & 4 ? call->out[2]->data : nullptr);
 }
 
 CUDA_KERNEL(add_layer_norm_backward) {
     const int64_t needs = call->at->AT(add_layer_norm_backward, needs);
     norm_job j = {};
     j.dsum = data_of(call->in[0]);
-    j.dy = call->in[1]->data;
     j.scale = data_of(call->in[3]);
     j.weight = data_of(call->in[4]);
     j.mean = call->in[5]->data;
     j.rstd = call->in[6]->data;
     j.y = needs & 1 ? call->out[0]->data : nullptr;
     j.dm = needs & 2 ? call->out[1]->data : nullptr;
-    return backward(call, j, call->in[2], needs & 4 ? call->out[2]->data : nullptr, needs & 8 ? call->out[3]->data : nullptr);
+    return backward(call, j, call->in[1], call->in[2], needs & 4 ? call->out[2]->data : nullptr, needs & 8 ? call->out[3]->data : nullptr);
 }
 
 CUDA_KERNEL(add_rms_norm_backward) {
     const int64_t needs = call->at->AT(add_rms_norm_backward, needs);
     norm_job j = {};
     j.dsum = data_of(call->in[0]);
-    j.dy = call->in[1]->data;
     j.weight = data_of(call->in[3]);
     j.rstd = call->in[4]->data;
     j.y = needs & 1 ? call->out[0]->data : nullptr;
-    return backward(call, j, call->in[2], needs & 2 ? call->out[1]->data : nullptr, nullptr);
+    return backward(call, j, call->in[1], call->in[2], needs & 2 ? call->out[1]->data : nullptr, nullptr);
 }
 
 CUDA_KERNEL(rms_norm_backward) {
     const int64_t needs = call->at->AT(rms_norm_backward, needs);
     norm_job j = {};
-    j.dy = call->in[0]->data;
     j.weight = data_of(call->in[2]);
     j.rstd = call->in[3]->data;
     j.y = needs & 1 ? call->out[0]->data : nullptr;
-    return backward(call, j, call->in[1], needs & 2 ? call->out[1]->data : nullptr, nullptr);
+    return backward(call, j, call->in[0], call->in[1], needs & 2 ? call->out[1]->data : nullptr, nullptr);
 }
 
 // --- normalize: sums in double, so that squares of large numbers do not overflow

@@ -82,11 +82,11 @@ static weft_status check_inputs(const weft_op_info *info, const weft_tensor *con
     return WEFT_OK;
 }
 
-// Whether a kernel takes input k as it lies. A GPU's takes what is contiguous.
+// Whether a kernel takes input k as it lies.
 static bool takes(const weft_op_info *info, int k, const weft_view *v) {
     weft_rows rows;
     if (info->kind != KERNEL || weft_view_contiguous(v)) return true;
-    return info->apart[k] && (v->device == WEFT_CPU || v->device == WEFT_META) && weft_rows_of(v, info->apart[k] - 1, &rows);
+    return info->apart[k] && weft_rows_of(v, info->apart[k] - 1, &rows);
 }
 
 // Memory that a kernel of the CPU would want beside its outputs, so that a plan made on meta counts it.

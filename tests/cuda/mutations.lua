@@ -6,6 +6,7 @@ local bf16 = { "tests/cuda/attention_spec.lua" }
 local reduce = { "reduce", "tests/ops/golden_spec.lua" }
 local sort = { "sort", "tests/ops/sort_spec.lua" }
 local branch = { "tests/ops/bfloat16_spec.lua" }
+local apart = { "tests/cuda/rows_spec.lua" }
 local products = { "matmul", "tests/cuda/products_spec.lua" }
 
 return {
@@ -120,6 +121,12 @@ return {
     "t->stride_h < t->kh || t->stride_w < t->kw", "true", { "tests/cuda/conv_spec.lua" } },
   { "optim", "the larger table's blocks begin anew",
     "TRY(launch(t, done));\n            done += t.first[t.n];", "TRY(launch(t, done));", { "tests/cuda/optim_spec.lua" } },
+  { "matmul", "blocks of rows taken as if they followed each other", "g->batch = a->blocks, g->stride_a = a->stride;",
+    "g->batch = a->blocks, g->stride_a = a->rows * a->ld;", apart },
+  { "norm", "dy's rows taken as if they followed each other", "(live ? row_at(j.dy_rows, row) : 0)", "(live ? row * j.d : 0)", apart },
+  { "index", "dy's rows taken as if they followed each other", "row_at(f.dy_rows, f.position(begin + i))",
+    "f.position(begin + i) * f.width", apart },
+  { "loss", "a row's gradient taken from the row before", "dloss[row_at(j.dloss_at, row)]", "dloss[row]", apart },
   { "interpolate", "the edge is not clamped",
     "high = cut(base + 2, 0, s.from - 1);",
     "high = cut(base + 1, 0, s.from - 1);", { "conv", "tests/ops/golden_spec.lua" } },
