@@ -8,7 +8,7 @@ local M = {}
 
 -- Dropout is 0 everywhere: both sides must compute the same numbers.
 M.tiny = {
-  encoder = { pretrained = "", width = 64, layers = 2, heads = 2, image = 70, patch = 14 },
+  encoder = { pretrained = "", width = 64, layers = 2, heads = 2, image = 70, patch = 14, init_range = 0.02 },
   lora = { rank = 4, alpha = 8, dropout = 0, targets = { "query", "value" } },
   compress = { hidden = 48, width = 32, dropout = 0 },
   language = { width = 48, layers = 3, ff = 96, heads = 3, dropout = 0 },
@@ -22,7 +22,7 @@ M.tiny = {
 }
 
 M.base = {
-  encoder = { pretrained = "", width = 768, layers = 12, heads = 12, image = 518, patch = 14 },
+  encoder = { pretrained = "", width = 768, layers = 12, heads = 12, image = 518, patch = 14, init_range = 0.02 },
   lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" } },
   compress = { hidden = 384, width = 128, dropout = 0.1 },
   language = { width = 384, layers = 7, ff = 1024, heads = 6, dropout = 0 },
@@ -46,9 +46,9 @@ local function stream(purpose) return weft.random.stream(purpose, 7) end
 ---A model of a size above. Gates and LoRA's B, zero at the start, get values: nothing may hide behind them.
 function M.model(c)
   local data = { size = c.data.size, vocab = c.data.vocab, length = c.data.length,
-    train = { size = function() return 2 * c.itc.queue end } }
+    train = { count_pictures = function() return 2 * c.itc.queue end } }
   weft.manual_seed(3)
-  local model = parts.Model(c, data)
+  local model = parts.Model(weft.config(c), data)
   model:assign_paths()
   model:initialize(3)
   weft.no_grad(function()
@@ -87,6 +87,7 @@ function M.on(batch, device, dtype)
   for name, value in pairs(batch) do out[name] = value end
   out.pixels = batch.pixels:to { device = device, dtype = dtype ~= "float32" and dtype or nil }
   out.ids, out.mask = batch.ids:to(device), batch.mask:to(device)
+  for _, name in ipairs { "image_ids", "caption_ids" } do out[name] = weft.tensor(batch[name], { dtype = "int64", device = device }) end
   return out
 end
 
@@ -101,7 +102,7 @@ function M.fill_queue(model, c)
       end
       local patches = (c.data.size / c.encoder.patch) ^ 2
       model.queue:push { image = features "image", text = features "text", ids = weft.tensor(batch.image_ids, { dtype = "int64" }),
-        captions = weft.tensor(batch.caption_ids, { dtype = "int64" }), tokens = batch.ids, mask = batch.mask,
+        captions = weft.tensor(batch.caption_ids, { dtype = "int64" }), step = weft.zeros { n, dtype = "int64" }, tokens = batch.ids, mask = batch.mask,
         patches = weft.randn { n, patches, c.compress.width, rng = stream("patches" .. round) }:to "bfloat16" }
       model.queue:commit()
     end)
