@@ -175,11 +175,14 @@ weft_status grad_logsumexp(weft_grad_call *call) {
     const weft_view *x = &call->in_view[0];
     uint32_t mask;
     TRY(dims_mask(call->at, x->ndim, &mask));
-    weft_tensor *y = with_dims(call->out[0], x, mask), *dy = with_dims(call->dy[0], x, mask), *t;
+    weft_tensor *y = with_dims(call->out[0], x, mask), *dy = with_dims(call->dy[0], x, mask), *t, *u;
     HAVE(y);
     HAVE(dy);
     HAVE(t = weft_sub(call->in[0], y));
     HAVE(t = weft_exp(t));
+    // y of 100 is rounded by 4e-6, and each share with it: their sum, 1 but for that, takes it out
+    HAVE(u = weft_sum(t, call->at->list, call->at->n_list, 1));
+    HAVE(dy = weft_div(dy, u));
     HAVE(call->dx[0] = weft_mul(t, dy));
     return WEFT_OK;
 }

@@ -113,4 +113,15 @@ describe("extremes", function()
     values:backward()
     assert.same({ 0, 1, 0 }, x.grad:totable())
   end)
+
+  it("give large inputs of logsumexp shares that sum to 1, each as exact as softmax's", function()
+    local x = weft.tensor({ { 92.2, 91.7, 90.4 }, { -70.3, -71.1, -69.9 } }, { dtype = "float32", requires_grad = true })
+    for _, dims in ipairs { { 2 }, { 1, 2 } } do
+      x.grad = nil
+      x:logsumexp(dims):sum():backward()
+      local exact = x:detach():to "float64"
+      exact = #dims == 1 and exact:softmax(2) or exact:reshape({ 6 }):softmax(1):reshape { 2, 3 }
+      assert.is_true((x.grad:to "float64" - exact):abs():max():item() < 2e-7)
+    end
+  end)
 end)
