@@ -23,7 +23,9 @@ describe("tokenizer", function()
 
   it("encodes and decodes awkward strings as Hugging Face does", function()
     local t = assert(tokenizer.load(golden .. "tokenizer.json"))
-    assert.equal(419, t.size)
+    local words = 0
+    for _ in pairs(json.read(golden .. "tokenizer.json").model.vocab) do words = words + 1 end
+    assert.equal(words, t.size)
     for _, case in ipairs(json.read(golden .. "cases.json")) do
       assert.same({ unpack(case.ids) }, t:encode(case.text), case.text)
       assert.equal(case.decoded, t:decode(case.ids))
@@ -103,9 +105,9 @@ describe("tokenizer", function()
 
   it("names the id that is out of range", function()
     local t = tokenizer.load(golden .. "tokenizer.json")
-    local ok, message = pcall(t.decode, t, { 1, 419 })
+    local ok, message = pcall(t.decode, t, { 1, t.size })
     assert.is_false(ok)
-    assert.matches("token 419 at position 2 outside 0..418", message)
+    assert.matches(("token %d at position 2 outside 0..%d"):format(t.size, t.size - 1), message)
   end)
 
   it("takes 100,000 equal letters", function()
