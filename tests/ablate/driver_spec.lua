@@ -73,9 +73,9 @@ describe("weft ablate", function()
     assert.truthy(again:find("cell dropout1.5-rank2 started", 1, true)) -- another chance
 
     local csv = files.read(dir .. "/table.csv")
-    assert.truthy(csv:find("cell,lora.dropout,lora.rank,state,retrieval.r_mean,trainable,seconds,note\n", 1, true))
-    assert.truthy(csv:find("dropout0-rank2,0,2,done,", 1, true))
-    assert.truthy(csv:find("dropout1.5-rank2,1.5,2,failed,", 1, true))
+    assert.truthy(csv:find("cell,lora.dropout,lora.rank,effective_scale,state,retrieval.r_mean,trainable,seconds,note\n", 1, true))
+    assert.truthy(csv:find("dropout0-rank2,0,2,2,done,", 1, true))
+    assert.truthy(csv:find("dropout1.5-rank2,1.5,2,,failed,", 1, true))
     local found = support.json(dir .. "/table.json")
     assert.equal("retrieval.r_mean", found.metric)
     assert.equal(4, #found.settings)

@@ -76,6 +76,7 @@ describe("the count line", function()
     assert.equal("trainable params: 589,824 || all params: 87,170,304 || trainable%: 0.6766", peft.describe(m))
     assert.is_true(weft.memory().live - before < 2 ^ 20)
     assert.matches("adapter default: r 16, alpha 32: x2; 24 modules (query 12, value 12); active, trains", peft.summary(m), 1, true)
+    assert.same({ 2 }, peft.scales(m))
     assert.matches("768 -> 768; default: r 16, alpha 32: x2, dropout 0.1", tostring(m), 1, true)
   end)
 

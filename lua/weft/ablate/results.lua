@@ -39,9 +39,27 @@ function M.score(path, metric)
   return result and at(result, metric)
 end
 
+-- The factors of a cell's adapters, as its model has them: "2", "1.414/2"; nil before there is a model.
+local function scale_of(t)
+  local model = json().read(t.dir .. "/model.json")
+  local seen, list = {}, {}
+  for _, scales in pairs(type(model) == "table" and type(model.scales) == "table" and model.scales or {}) do
+    for _, s in ipairs(scales) do
+      if not seen[s] then
+        seen[s] = true
+        list[#list + 1] = s
+      end
+    end
+  end
+  table.sort(list)
+  for i, s in ipairs(list) do list[i] = ("%.4g"):format(s) end
+  return #list > 0 and table.concat(list, "/") or nil
+end
+
 -- A cell's figures from its folder.
 local function cell_row(t, plan)
-  local row = { name = t.name, values = t.cell.values, group = t.cell.group, state = tasks_of.state(t), dir = t.dir }
+  local row = { name = t.name, values = t.cell.values, group = t.cell.group, state = tasks_of.state(t), dir = t.dir,
+    scale = scale_of(t) }
   if row.state == "done" then
     local result = assert(json().read(t.mark))
     row.score, row.seconds = at(result, plan.metric), result.seconds
@@ -130,7 +148,7 @@ local function settings_of(plan, cells)
     local s = by[id]
     s.cells = s.cells + 1
     s[row.state] = (s[row.state] or 0) + 1
-    s.pruned_why = s.pruned_why or row.pruned_why
+    s.pruned_why, s.scale = s.pruned_why or row.pruned_why, s.scale or row.scale
     if row.score then
       s.n = s.n + 1
       s.scores[s.n], s.times[s.n] = row.score, row.seconds

@@ -17,6 +17,17 @@ function M.keys(plan)
   return keys
 end
 
+-- Keys that decide by what an adapter's branch is multiplied, other than the factor itself.
+local SCALED_BY = { rank = true, alpha = true, rslora = true }
+
+---Whether the settings' effective scale (alpha / rank, with rsLoRA alpha / sqrt(rank)) is told beside them.
+function M.has_scale(plan)
+  for _, key in ipairs(plan.keys) do
+    if SCALED_BY[key:match "[^.]+$"] then return true end
+  end
+  return false
+end
+
 ---A setting in words: rank 8, alpha 16.
 function M.name(plan, setting)
   local parts = {}
@@ -44,11 +55,14 @@ function M.settings(found, width)
   local plan, keys = found.plan, M.keys(found.plan)
   local head = { "" }
   for _, key in ipairs(keys) do head[#head + 1] = plan.labels[key] end
+  local scaled = M.has_scale(plan)
+  if scaled then head[#head + 1] = "scale" end
   for _, h in ipairs { "runs", plan.metric, "spread", "trainable", "seconds", "" } do head[#head + 1] = h end
   local rows = { head }
   for _, s in ipairs(found.settings) do
     local row, notes = { s.best and "*" or "" }, {}
     for _, key in ipairs(keys) do row[#row + 1] = s.values[key] end
+    if scaled then row[#row + 1] = s.scale and "x" .. s.scale or "-" end
     for _, state in ipairs(STATES) do
       if s[state] then notes[#notes + 1] = ("%d %s"):format(s[state], state) end
     end
@@ -111,12 +125,12 @@ end
 function M.write(found)
   local plan, lines, head = found.plan, {}, { "cell" }
   for _, key in ipairs(plan.keys) do head[#head + 1] = key end
-  for _, h in ipairs { "state", plan.metric, "trainable", "seconds", "note" } do head[#head + 1] = h end
+  for _, h in ipairs { "effective_scale", "state", plan.metric, "trainable", "seconds", "note" } do head[#head + 1] = h end
   lines[1] = table.concat(head, ",")
   for _, c in ipairs(found.cells) do
     local row = { quoted(c.name) }
     for _, key in ipairs(plan.keys) do row[#row + 1] = quoted(c.values[key]) end
-    for _, v in ipairs { c.state, c.score and ("%.10g"):format(c.score) or "", c.trainable or "",
+    for _, v in ipairs { c.scale or "", c.state, c.score and ("%.10g"):format(c.score) or "", c.trainable or "",
       c.seconds and ("%.2f"):format(c.seconds) or "", c.pruned_why or c.message and c.message[#c.message] or "" } do row[#row + 1] = quoted(v) end
     lines[#lines + 1] = table.concat(row, ",")
   end
@@ -125,8 +139,8 @@ function M.write(found)
   for i, s in ipairs(found.settings) do
     local values = {}
     for _, key in ipairs(M.keys(plan)) do values[key] = s.values[key] end
-    settings[i] = { values = values, runs = s.n, cells = s.cells, mean = s.mean, spread = s.spread, trainable = s.trainable,
-      seconds = s.seconds, best = s.best, pruned = s.pruned_why, failed = s.failed }
+    settings[i] = { values = values, runs = s.n, cells = s.cells, mean = s.mean, spread = s.spread, effective_scale = tonumber(s.scale) or s.scale,
+      trainable = s.trainable, seconds = s.seconds, best = s.best, pruned = s.pruned_why, failed = s.failed }
   end
   local json = require "weft.io.json"
   assert(json.write(found.dir .. "/table.json", { metric = plan.metric, better = plan.better, settings = json.array(settings),

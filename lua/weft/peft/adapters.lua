@@ -205,6 +205,26 @@ function M.describe(model)
     100 * trainable / all)
 end
 
+---The factors that branches are multiplied with (alpha / rank, with rsLoRA alpha / sqrt(rank)), each once,
+---the smallest first; empty where there is no adapter.
+---@param model weft.Module
+---@return number[]
+function M.scales(model)
+  local record, holder = M.record(model)
+  local seen, out = {}, {}
+  for name in pairs(record and record.adapters or {}) do
+    for _, m in M.wrapped(holder) do
+      local s = m.is_lora and m.settings[name] and m:scale_of(name)
+      if s and not seen[s] then
+        seen[s] = true
+        out[#out + 1] = s
+      end
+    end
+  end
+  table.sort(out)
+  return out
+end
+
 ---One line an adapter: rank, alpha, effective scale, what it is on, whether it is active and trains.
 function M.summary(model)
   local record, holder = need(model, nil, "summary")

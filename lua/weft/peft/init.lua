@@ -2,7 +2,7 @@
 local A = require "weft.args"
 
 local files = {
-  lora = "lora", describe = "adapters", summary = "adapters", freeze = "adapters", unfreeze = "adapters", scale = "adapters",
+  lora = "lora", describe = "adapters", summary = "adapters", freeze = "adapters", unfreeze = "adapters", scale = "adapters", scales = "adapters",
   activate = "adapters", active = "adapters", disable = "adapters", merge = "merge", unmerge = "merge", merge_and_unload = "merge",
   merged_state = "merge", with = "with", idle = "merge",
   delete = "adapters", adapters = "adapters", save = "save", load = "load", spectrum = "spectrum",

@@ -115,14 +115,17 @@ function Run:inventory()
       end
     end
   end
-  local adapters, list = {}, {}
+  local json = require "weft.io.json"
+  local adapters, scales, list = {}, {}, {}
   for i, part in ipairs(parts) do
     list[i] = part
-    local ok, line = pcall(require("weft.peft").describe, self.model:get(part.name))
-    if ok and line then adapters[part.name] = line end
+    local lines = require("weft.train.start").adapter_lines(self.model:get(part.name))
+    if #lines > 0 then
+      adapters[part.name] = table.concat(lines, "\n")
+      scales[part.name] = json.array(require("weft.peft").scales(self.model:get(part.name)))
+    end
   end
-  local json = require "weft.io.json"
-  return { phases = json.array(names), parts = json.array(list), total = total, adapters = json.object(adapters),
+  return { phases = json.array(names), parts = json.array(list), total = total, adapters = json.object(adapters), scales = json.object(scales),
     steps_per_epoch = self.options.steps_per_epoch, epochs = self.options.epochs, batch = self.options.batch,
     pictures = self.data.train:size(), held_out = self.data.test:size() }
 end

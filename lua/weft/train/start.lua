@@ -32,6 +32,18 @@ local function device(o)
   return ("cpu, %s: %s kernels, %s, %d threads"):format(o.dtype, ffi.string(C.weft_cpu_path()), ffi.string(C.weft_blas_name()), C.weft_threads())
 end
 
+---What there is to say of a part's adapters: PEFT's line, then one an adapter, without what trains: phases say
+---that. Nothing of a part without.
+---@return string[]
+function M.adapter_lines(part)
+  local peft = require "weft.peft"
+  local ok, line = pcall(peft.describe, part)
+  if not ok or not line then return {} end
+  local lines = { line }
+  for text in peft.summary(part):gmatch "[^\n]+" do lines[#lines + 1] = text:match "^(.*); [^;]*$" end
+  return lines
+end
+
 ---The start table.
 function M:print_start()
   local o, log, model = self.options, self.log, self.model
@@ -51,14 +63,7 @@ function M:print_start()
     if child and child:count() > 0 then log:line("  %-12s %14s parameters", key, commas(child:count())) end
   end
   for _, key in ipairs(model._order) do
-    local child = model._children[key]
-    local peft = require "weft.peft"
-    local ok, line = pcall(function() return peft.describe(child) end)
-    if child and ok and line then
-      log:line("%s: %s", key, line)
-      -- without what trains: phases say that
-      for text in peft.summary(child):gmatch "[^\n]+" do log:line("%s: %s", key, text:match "^(.*); [^;]*$") end
-    end
+    for _, line in ipairs(M.adapter_lines(model._children[key])) do log:line("%s: %s", key, line) end
   end
 end
 
