@@ -62,14 +62,45 @@ describe("an ablation's report", function()
     assert.equal(1, best)
   end)
 
+  it("tells the effective scale beside rank and alpha, wherever they stand", function()
+    local scales = { ["2 2"] = "1", ["2 4"] = "2", ["3 2"] = "0.6667", ["3 4"] = "1.333" }
+    for _, s in ipairs(tiny.json(dir .. "/table.json").settings) do
+      assert.equal(tonumber(scales[s.values["lora.rank"] .. " " .. s.values["lora.alpha"]]), s.effective_scale)
+    end
+    assert.truthy(out:find "alpha%s+rank%s+scale%s+runs")
+    assert.truthy(out:find "2%s+3%s+x0.6667%s+2/2")
+    local csv = tiny.read(dir .. "/table.csv")
+    assert.truthy(csv:find("lora.alpha,lora.rank,seed,effective_scale,state", 1, true))
+    assert.truthy(csv:find(",4,3,1,1.333,done", 1, true), csv)
+    local rows = page.cells(page.all(tree, "table")[1])
+    assert.equal("effective scale", rows[1][3])
+    for i = 2, #rows do assert.equal("×" .. scales[rows[i][2] .. " " .. rows[i][1]], rows[i][3]) end
+  end)
+
+  it("says what the scores were made of, and of cells that were scored otherwise that they were", function()
+    for seed = 1, 2 do
+      assert.truthy(page.text(tree):find(("Scored (seed %d): held-out pictures of the run: 4 pictures"):format(seed), 1, true))
+    end
+    assert.is_nil(page.text(tree):find("can be compared", 1, true))
+    local path = dir .. "/cells/alpha4-rank3-seed2/result.json"
+    local old = tiny.read(path)
+    local result = tiny.json(path)
+    for _, e in ipairs(result.evaluations) do e.protocol.preparation = "both sides to 13" end
+    assert(require("weft.io.json").write(path, result))
+    local other = require("weft.report.ablation").report(require("weft.ablate.results").collect(dir))
+    tiny.write(path, old)
+    assert.truthy(other:find("These cells were scored in 3 ways", 1, true))
+    assert.truthy(other:find("Scored (alpha4-rank3-seed2): ", 1, true))
+  end)
+
   it("has a row a setting, best first, with the sentences of the verdict", function()
     local rows = page.cells(page.all(tree, "table")[1])
     local found = tiny.json(dir .. "/table.json")
     assert.equal(5, #rows)
     for i, s in ipairs(found.settings) do
       assert.equal(s.values["lora.alpha"], rows[i + 1][1])
-      assert.equal(("%.4g"):format(s.mean), rows[i + 1][3])
-      assert.equal("2/2", rows[i + 1][5])
+      assert.equal(("%.4g"):format(s.mean), rows[i + 1][4])
+      assert.equal("2/2", rows[i + 1][6])
     end
     for _, line in ipairs(found.verdict) do assert.truthy(page.text(tree):find(line, 1, true)) end
   end)

@@ -52,6 +52,55 @@ describe("a report of runs whose held-out pictures differ", function()
     assert.truthy(text:find("These runs were scored in 2 ways", 1, true))
     assert.is_nil((select(2, parsed { first.dir })):find("These runs were scored", 1, true))
   end)
+
+  it("says of every score what it was made of, and mixes no two protocols in a column of the top table either", function()
+    local tree, text = parsed { first.dir, second.dir }
+    local tops = {}
+    for _, e in ipairs(page.all(tree, "table")) do
+      local rows = page.cells(e)
+      if rows[1][2] == "last loss" then tops[#tops + 1] = rows end
+    end
+    assert.equal(2, #tops)
+    for k, run in ipairs { first, second } do
+      local result = tiny.json(run.dir .. "/result.json")
+      local r, p = result.retrieval, result.protocol
+      assert.equal(3, #tops[k])
+      assert.equal(("%.1f %%"):format(100 * r.r_mean), tops[k][2][3])
+      assert.equal("chance; always no", tops[k][3][1])
+      assert.equal(("%.1f %%"):format(100 * (r.chance1 + r.chance5 + r.chance10) / 3), tops[k][3][3])
+      local line = ("Scored: held-out pictures of the run: %d pictures"):format(p.pictures)
+      assert.truthy(text:find(line, 1, true), line)
+      assert.truthy(text:find(("(hash %s); short edge"):format(p.hash:sub(1, 8)), 1, true), p.hash)
+      assert.truthy(text:find("ranked by ITC similarity", 1, true))
+    end
+  end)
+
+  it("keeps recalls in two stages apart, by the number of candidates", function()
+    local folder, remove = command.folder()
+    local dirs = {}
+    for i, top in ipairs { 4, 8 } do
+      dirs[i] = folder .. "/" .. top
+      command.run(("cp -r %s %s"):format(first.dir, dirs[i]))
+      local result = tiny.json(dirs[i] .. "/result.json")
+      local last = result.evaluations[#result.evaluations].values
+      last.reranked = { top = top, tr1 = top / 10, ir1 = 0.1, chance1 = 0.05 }
+      assert(json.write(dirs[i] .. "/result.json", result))
+    end
+    local tree, text = parsed(dirs)
+    for _, top in ipairs { 4, 8 } do
+      assert.truthy(text:find(("in two stages: the first %d by ITC similarity, in the order of the matching head"):format(top), 1, true))
+      local found = 0
+      for _, e in ipairs(page.all(tree, "table")) do
+        local rows = page.cells(e)
+        if rows[2][3] == ("%.1f %%"):format(10 * top) then
+          found = found + 1
+          assert.equal(3, #rows)  -- its head, the one run, chance
+        end
+      end
+      assert.equal(1, found)
+    end
+    remove()
+  end)
 end)
 
 describe("a report of a run", function()
@@ -83,6 +132,26 @@ describe("a report of a run", function()
     local links = page.all(tree, "a")
     assert.equal(7, #links)
     for _, a in ipairs(links) do assert.is_true(ids[a.attributes.href]) end
+  end)
+
+  it("says by what the adapter acts, and what steps took of memory beside the estimate", function()
+    local folder, remove = command.folder()
+    command.run(("cp -r %s %s/run"):format(first.dir, folder))
+    local result = tiny.json(first.dir .. "/result.json")
+    assert.equal(2, #result.memory)
+    result.memory[1].estimated, result.memory[2].estimated = 1.1 * result.memory[1].measured, nil
+    assert(json.write(folder .. "/run/result.json", result))
+    local tree = parsed { folder .. "/run" }
+    remove()
+    assert.truthy(page.text(tree):find("vision: adapter default: r 2, alpha 4: x2; 4 modules", 1, true))
+    assert.same({ 2 }, tiny.json(first.dir .. "/model.json").scales.vision)
+    local size, rows = require("weft.train.memory").size, table_with(tree, "memory of a step")
+    assert.equal(3, #rows)
+    for i, m in ipairs(result.memory) do
+      assert.same({ m.name, size(m.measured) }, { rows[i + 1][1], rows[i + 1][2] })
+    end
+    assert.same({ size(result.memory[1].estimated), "+10.0 %" }, { rows[2][3], rows[2][4] })
+    assert.same({ "–", "–" }, { rows[3][3], rows[3][4] })
   end)
 
   it("draws the numbers of metrics.jsonl, each of them", function()
@@ -221,8 +290,8 @@ describe("a report of several runs", function()
   end)
 
   it("tells runs of the same name apart by the folders above", function()
-    local names = table_with(parsed { first.dir, second.dir }, "last loss")
-    assert.not_equal(names[2][1], names[3][1])
+    local names = table_with(parsed { first.dir, second.dir }, "key")[1]
+    assert.not_equal(names[2], names[3])
   end)
 end)
 
@@ -277,6 +346,36 @@ describe("a report", function()
     assert.is_true(#data.series[1].x <= 1200)
     assert.equal(3000, data.series[1].x[#data.series[1].x])
     assert.truthy(page.text(figure):find("every 3 steps", 1, true))
+  end)
+end)
+
+describe("a report of a checkpoint", function()
+  it("is of the run as it was there", function()
+    local rows = tiny.metrics(first.dir)
+    local best = tiny.json(first.dir .. "/best/state.json")
+    local tree = parsed { first.dir .. "/best/" }
+    local data = page.chart(tree, "total")
+    assert.equal(best.step, data.series[1].x[#data.series[1].x])
+    assert.is_true(best.step <= #rows)
+    local early = first.dir .. "/ckpt/" .. ("step_%08d"):format(rows[#rows].step / 3)
+    local text = page.text(parsed { early })
+    assert.truthy(text:find(("as it was at step %d, Phase 1"):format(rows[#rows].step / 3), 1, true), text)
+    assert.truthy(text:find("after Phase 1", 1, true))
+    assert.is_nil(text:find("after Phase 2", 1, true))
+    -- beside its run, the phases are marked as far as each has come
+    tree = parsed { early, first.dir }
+    local names, marked = table_with(tree, "last loss"), 0
+    assert.truthy(names[2][1]:find("/step_", 1, true), names[2][1])
+    for _, e in ipairs(page.all(tree, "line")) do marked = marked + (e.attributes.class == "mark" and 1 or 0) end
+    assert.is_true(marked > 0)
+  end)
+
+  it("goes beside it, not into it", function()
+    local code, out = command.weft(("report %s/best/"):format(first.dir))
+    assert.equal(0, code)
+    assert.equal(first.dir .. "/report-best.html\n", out)
+    page.parse(tiny.read(first.dir .. "/report-best.html"))
+    command.run(("rm %s/report-best.html"):format(first.dir))
   end)
 end)
 

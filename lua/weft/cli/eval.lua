@@ -107,8 +107,7 @@ function M.run(args)
     return out
   end)
   local protocols = require "weft.eval.protocol"
-  local protocol = protocols.of(run, test, whose)
-  if values.reranked then protocol.reranked = ("the first %d by ITC similarity, in the order of the matching head"):format(values.reranked.top) end
+  local protocol = protocols.of(run, test, whose, values)
   print(("%s, step %d: %s"):format(dir, run.step, protocols.line(protocol)))
   print_scores(values)
   if args.output then

@@ -9,18 +9,23 @@ local function distinct(rows, key)
   return n
 end
 
+---How scores in two stages were ranked.
+function M.reranked(scores) return ("the first %d by ITC similarity, in the order of the matching head"):format(scores.top) end
+
 ---The protocol of scores on a set, as result.json and `weft eval` have it.
 ---@param run table
 ---@param test table  the set that is scored
 ---@param set? string  what it is
-function M.of(run, test, set)
+---@param values? table  the scores: the ranking of those that are in two stages is said too
+function M.of(run, test, set, values)
   local o = test.options
   local pictures = distinct(test.rows, "image_id")
   return { set = set or "held-out pictures of the run", pairs = #test.rows, pictures = pictures, captions = distinct(test.rows, "caption_id"),
     captions_per_picture = pictures > 0 and #test.rows / pictures or 0, hash = test:order_hash(0), step = run.step,
     checkpoint = ("step_%08d"):format(run.step),
     preparation = o.fit == "stretch" and ("both sides to %d"):format(o.size) or ("short edge %d, crop %d"):format(o.resize, o.size),
-    ranking = "by ITC similarity; a hit is the query's own picture or an equal caption; ties count as misses" }
+    ranking = "by ITC similarity; a hit is the query's own picture or an equal caption; ties count as misses",
+    reranked = values and values.reranked and M.reranked(values.reranked) or nil }
 end
 
 ---In one line.

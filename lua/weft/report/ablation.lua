@@ -38,16 +38,52 @@ local function note(s)
   return table.concat(parts, "; ")
 end
 
-local function settings_table(found)
+-- What the scores were made of. Each seed may hold out pictures of its own; settings that were scored otherwise
+-- than others of their seed can't be compared with them, and are named.
+local function protocols(found, runs)
+  local scores, all = require "weft.report.scores", {}
+  for _, s in ipairs(found.settings) do
+    for _, run in ipairs(runs[s]) do
+      local e = scores.last(run)
+      if e then all[#all + 1] = { run, e } end
+    end
+  end
+  local groups, of_seed, mixed, out = scores.groups(all), {}, false, {}
+  for i, g in ipairs(groups) do
+    local seeds, seen, names = {}, {}, {}
+    for k, pair in ipairs(g.rows) do
+      local seed = tostring(pair[1].config.seed)
+      mixed = mixed or of_seed[seed] and of_seed[seed] ~= g
+      of_seed[seed], names[k] = g, pair[1].name
+      if not seen[seed] then seen[seed], seeds[#seeds + 1] = true, seed end
+    end
+    g.seeds, g.names = table.concat(seeds, ", "), table.concat(names, ", ")
+    out[i] = g
+  end
+  for i, g in ipairs(groups) do
+    local whose = #groups > 1 and (mixed and (" (%s)"):format(g.names) or (" (seed %s)"):format(g.seeds)) or ""
+    out[i] = el("p", { class = "soft" }, ("Scored%s: %s."):format(whose, g.line))
+  end
+  if mixed then
+    table.insert(out, 1, el("p", nil, ("These cells were scored in %d ways, and not by their seed alone: figures of one way alone can be compared.")
+      :format(#groups)))
+  end
+  return out
+end
+
+local function settings_table(found, runs)
   local plan, rows, keys = found.plan, {}, swept(found.plan)
   local head = {}
   for i, key in ipairs(keys) do head[i] = plan.labels[key] end
   if #keys == 0 then head[1] = "" end
+  local scaled = tables.has_scale(plan)
+  if scaled then head[#head + 1] = "effective scale" end
   for _, h in ipairs { plan.metric, "spread over seeds", "runs", "parameters trained", "seconds", "" } do head[#head + 1] = h end
   for i, s in ipairs(found.settings) do
     local row = { class = s.best and "best" or nil }
     for _, key in ipairs(keys) do row[#row + 1] = s.values[key] end
     if #keys == 0 then row[1] = "all" end
+    if scaled then row[#row + 1] = s.scale and "×" .. s.scale or "–" end
     for _, v in ipairs { number(s.mean), number(s.spread), ("%d/%d"):format(s.n, s.cells), commas(s.trainable),
       s.seconds and ("%.0f"):format(s.seconds) or "–", note(s) } do row[#row + 1] = v end
     rows[i] = row
@@ -55,7 +91,7 @@ local function settings_table(found)
   local lines = {}
   for i, v in ipairs(found.verdict) do lines[i] = el("p", nil, v) end
   for _, v in ipairs(found.flags) do lines[#lines + 1] = el("p", nil, "note: " .. v) end
-  return { markup.table(head, rows, { left = { [#head] = true } }), lines }
+  return { markup.table(head, rows, { left = { [#head] = true } }), protocols(found, runs), lines }
 end
 
 -- --- the heat map
@@ -287,11 +323,14 @@ local function cell_table(found)
   local plan, rows, left = found.plan, {}, { true }
   local head = { "cell" }
   for _, key in ipairs(plan.keys) do head[#head + 1] = key end
+  local scaled = tables.has_scale(plan)
+  if scaled then head[#head + 1] = "effective scale" end
+  left[#head + 1] = true
   for _, h in ipairs { "state", plan.metric, "parameters trained", "seconds" } do head[#head + 1] = h end
-  left[#plan.keys + 2] = true
   for i, c in ipairs(found.cells) do
     local row = { c.name }
     for _, key in ipairs(plan.keys) do row[#row + 1] = c.values[key] end
+    if scaled then row[#row + 1] = c.scale and "×" .. c.scale or "–" end
     for _, v in ipairs { c.state, number(c.score), commas(c.trainable), c.seconds and ("%.0f"):format(c.seconds) or "–" } do row[#row + 1] = v end
     rows[i] = row
   end
@@ -340,7 +379,7 @@ function M.report(found)
     tiles[#tiles + 1] = el("div", { class = "tile" }, el("b", nil, name_of(found.plan, best)), el("span", nil, "best setting"))
   end
   return html.page(title, { el("h1", nil, title), el("p", { class = "soft" }, found.dir), el("div", { class = "tiles" }, tiles), html.sections {
-    { "settings", "Settings compared", settings_table(found) },
+    { "settings", "Settings compared", settings_table(found, runs) },
     { "scores", "Scores", scores(found) },
     { "curves", "Curves over each other", curves(found, runs) },
     { "captions", "Captions of the best and the worst", captions(found, runs) },

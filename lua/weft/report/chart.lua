@@ -63,16 +63,18 @@ local function path(xs, ys, x, y, every)
   return table.concat(out)
 end
 
--- Mean over the steps around each one, so that a noisy line can be read; fewer towards the ends.
+-- Mean over the steps around each one, so that a noisy line can be read: fewer at its beginning, where it falls
+-- steeply; at its end those before it, lest the last step alone speak.
 local function smooth(ys, span)
   local sums, counts, out = { [0] = 0 }, { [0] = 0 }, {}
   for i, v in ipairs(ys) do
     sums[i], counts[i] = sums[i - 1] + (usable(v) and v or 0), counts[i - 1] + (usable(v) and 1 or 0)
   end
   for i, v in ipairs(ys) do
-    local reach = math.min(math.floor(span / 2), i - 1, #ys - i)
-    local n = counts[i + reach] - counts[i - reach - 1]
-    out[i] = usable(v) and n > 0 and (sums[i + reach] - sums[i - reach - 1]) / n or v
+    local reach = math.min(math.floor(span / 2), i - 1)
+    local last = math.min(i + reach, #ys)
+    local n = counts[last] - counts[i - reach - 1]
+    out[i] = usable(v) and n > 0 and (sums[last] - sums[i - reach - 1]) / n or v
   end
   return out
 end

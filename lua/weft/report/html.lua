@@ -54,12 +54,12 @@ function M.report(dirs)
   local s = require "weft.report.html_sections"
   local title = #runs == 1 and ("%s: %s"):format(runs[1].recipe, runs[1].name) or ("%d runs of %s"):format(#runs, s.recipes(runs))
   return M.page(title, { el("h1", nil, title), s.lead(runs), M.sections {
-    { "scores", "Scores on held-out pictures", s.scores(runs) },
+    { "scores", "Scores on held-out pictures", require("weft.report.scores").section(runs) },
     { "losses", "Losses", s.losses(runs) },
     { "samples", "Captions", s.samples(runs) },
     { "training", "Rates, gradients, throughput", s.training(runs) },
     { "config", "Settings", s.config(runs) },
-    { "parameters", "Parameters", s.parameters(runs) },
+    { "parameters", "Parameters and memory", s.parameters(runs) },
     { "environment", "Environment", s.environment(runs) },
   } })
 end

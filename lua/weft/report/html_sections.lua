@@ -4,6 +4,7 @@ local axes = require "weft.report.axis"
 local chart = require "weft.report.chart"
 local markup = require "weft.report.markup"
 local runs_of = require "weft.report.runs"
+local scores = require "weft.report.scores"
 
 local M = {}
 
@@ -21,7 +22,7 @@ local function sorted(t)
   table.sort(keys)
   return keys
 end
-local function label(e) return e.label == "before" and "before training" or "after " .. tostring(e.label) end
+local label = scores.label
 local function value(v) return type(v) == "number" and ("%.14g"):format(v) or tostring(v) end
 
 function M.recipes(runs)
@@ -31,17 +32,10 @@ function M.recipes(runs)
 end
 
 -- --- what stands at the top
-local function last_scores(run)
-  for i = #run.evaluations, 1, -1 do
-    local v = run.evaluations[i].values
-    if v and (v.retrieval or v.itm) then return v end
-  end
-  return {}
-end
-
 local function status(run)
-  if run.result then return ("done: %s steps in %s"):format(commas(run.result.step), duration(run.result.seconds)) end
+  if run.result then return ("%s steps in %s"):format(commas(run.result.step), duration(run.result.seconds)) end
   local last = run.rows[#run.rows]
+  if run.checkpoint then return ("as it was at step %s, %s"):format(commas(run.state.step or 0), run.phase or "") end
   return last and ("not at its end: step %s, %s"):format(commas(last.step), run.phase or "") or "nothing trained yet"
 end
 
@@ -49,23 +43,19 @@ local function tile(big, small) return el("div", { class = "tile" }, el("b", nil
 
 function M.lead(runs)
   if #runs > 1 then
-    local rows, names = {}, {}
-    for i, run in ipairs(runs) do
-      local s, last = last_scores(run), run.rows[#run.rows] or {}
-      local r, itm = s.retrieval or {}, s.itm or {}
-      names[i] = run.name
-      rows[i] = { run.name, status(run), last.loss_total and axes.short(last.loss_total) or "–", percent(r.r_mean), percent(r.tr1), percent(r.ir1),
-        percent(itm.itm_acc), run.result and commas(math.max(0, unpack(M.trained(run)))) or "–" }
-    end
-    return { chart.legend(names), markup.table({ "run", "", "last loss", "mean recall", "picture → text R@1", "text → picture R@1", "matching",
-      "parameters trained" }, rows, { left = { true, true } }) }
+    return { chart.legend(M.names(runs)), scores.lead(runs, function(run)
+      local last = run.rows[#run.rows] or {}
+      return { run.name, last.loss_total and axes.short(last.loss_total) or "–",
+        #M.trained(run) > 0 and commas(math.max(unpack(M.trained(run)))) or "–", status(run) }
+    end) }
   end
   local run = runs[1]
-  local s, last = last_scores(run), run.rows[#run.rows] or {}
-  local tiles = {}
+  local e, last = scores.last(run), run.rows[#run.rows] or {}
+  local s, tiles = e and e.values or {}, {}
   if s.retrieval and s.retrieval.r_mean then
     local r = s.retrieval
-    tiles[#tiles + 1] = tile(percent(r.r_mean), ("mean recall at 1, 5, 10; chance %s"):format(percent((r.chance1 + r.chance5 + r.chance10) / 3)))
+    tiles[#tiles + 1] = tile(percent(r.r_mean), ("mean recall at 1, 5, 10 among %s pictures; chance %s"):format(commas(r.pictures),
+      percent(scores.chance(r))))
   end
   if s.itm and s.itm.itm_acc then tiles[#tiles + 1] = tile(percent(s.itm.itm_acc), "matching right; always no: " .. percent(s.itm.majority)) end
   if last.loss_total then tiles[#tiles + 1] = tile(axes.short(last.loss_total), "loss at step " .. commas(last.step)) end
@@ -82,13 +72,13 @@ function M.lead(runs)
   if run.result and run.result.frozen_unchanged == false then notes[#notes + 1] = "frozen weights have changed" end
   if run.result and (run.result.skipped or 0) > 0 then notes[#notes + 1] = commas(run.result.skipped) .. " steps were skipped" end
   if run.damaged_rows > 0 then notes[#notes + 1] = run.damaged_rows .. " lines of metrics.jsonl can't be read" end
-  return { el("p", { class = "soft" }, run.dir), el("div", { class = "tiles" }, tiles), #notes > 0 and el("p", nil, table.concat(notes, "; ")) }
+  return { el("p", { class = "soft" }, run.place), el("div", { class = "tiles" }, tiles), #notes > 0 and el("p", nil, table.concat(notes, "; ")) }
 end
 
 ---How many parameters trained in each phase.
 function M.trained(run)
   local out = {}
-  for _, n in pairs(run.result and run.result.trainable or {}) do out[#out + 1] = n end
+  for _, n in pairs((run.result or run.state).trainable or {}) do out[#out + 1] = n end
   return out
 end
 
@@ -102,15 +92,20 @@ local function lines_of(runs, key, fn)
   return series
 end
 
--- Where phases change: of the first run, if all agree.
+-- Where phases change, if all runs agree as far as they have come.
 local function marks(runs)
-  local first = runs[1].switches
+  local most = runs[1].switches
   for _, run in ipairs(runs) do
-    for i = 1, math.max(#first, #run.switches) do
-      if not first[i] or not run.switches[i] or first[i][1] ~= run.switches[i][1] then return {} end
+    if #run.switches > #most then most = run.switches end
+  end
+  for _, run in ipairs(runs) do
+    local last = run.rows[#run.rows]
+    for i, mark in ipairs(most) do
+      local own = run.switches[i]
+      if own and own[1] ~= mark[1] or not own and last and last.step >= mark[1] then return {} end
     end
   end
-  return first
+  return most
 end
 
 local function panel(runs, title, key, o)
@@ -210,127 +205,6 @@ function M.training(runs)
   for _, key in ipairs(others(runs)) do out[#out + 1] = panel(runs, key, key) end
   if #out == 0 then return nil end
   return { #runs > 1 and chart.legend(M.names(runs)), el("div", { class = "charts" }, out) }
-end
-
--- --- scores
-local RECALL = { { "picture → text R@1", "tr1" }, { "R@5", "tr5" }, { "R@10", "tr10" }, { "text → picture R@1", "ir1" }, { "R@5", "ir5" },
-  { "R@10", "ir10" }, { "mean", "r_mean" } }
-
--- What evaluations must share to stand in one column.
-local function protocol_of(e)
-  return e.protocol and require("weft.eval.protocol").key(e.protocol) or ("%s pictures"):format(e.values.retrieval.pictures)
-end
-
-local function recall_table(runs, protocol)
-  local head, rows, chance, pictures = { #runs > 1 and "run" or "" }, {}, nil, nil
-  if #runs > 1 then head[2] = "" end
-  for _, c in ipairs(RECALL) do head[#head + 1] = c[1] end
-  for _, run in ipairs(runs) do
-    for _, e in ipairs(run.evaluations) do
-      local r = e.values and e.values.retrieval
-      if r and protocol_of(e) == protocol then
-        local row = #runs > 1 and { run.name, label(e) } or { label(e) }
-        for _, c in ipairs(RECALL) do row[#row + 1] = percent(r[c[2]]) end
-        rows[#rows + 1], chance, pictures = row, r, r.pictures
-      end
-    end
-  end
-  if #rows == 0 then return nil end
-  local last = #runs > 1 and { "chance", "" } or { "chance" }
-  for _, c in ipairs(RECALL) do
-    local k = c[2]:match "%d+"
-    last[#last + 1] = k and percent(c[2]:find "^ir" and chance["ir_chance" .. k] or chance["chance" .. k])
-      or percent(((chance.chance1 or 0) + (chance.chance5 or 0) + (chance.chance10 or 0)) / 3)
-  end
-  last.class = "chance"
-  rows[#rows + 1] = last
-  return { el("h3", nil, "Finding pictures by captions and captions by pictures"), markup.table(head, rows, { left = { true, #runs > 1 } }),
-    el("p", { class = "soft" }, ("%s held-out pictures; a hit is the query's own picture or caption; ties count as misses.")
-      :format(commas(pictures or 0))) }
-end
-
--- Scores of other held-out pictures, or of pictures prepared otherwise, get a table of their own.
-local function recall_tables(runs)
-  local seen, out = {}, {}
-  for _, run in ipairs(runs) do
-    for _, e in ipairs(run.evaluations) do
-      local key = e.values and e.values.retrieval and protocol_of(e)
-      if key and not seen[key] then
-        seen[key] = true
-        out[#out + 1] = recall_table(runs, key)
-      end
-    end
-  end
-  if #out > 1 then
-    table.insert(out, 1, el("p", { class = "soft" },
-      ("These runs were scored in %d ways, on other pictures or otherwise prepared: only figures of one table can be compared."):format(#out)))
-  end
-  return #out > 0 and out or nil
-end
-
-local function matching_table(runs)
-  local rows, with_run = {}, #runs > 1
-  local head = with_run and { "run", "", "all", "pairs", "random", "hard", "always no" } or { "", "all", "pairs", "random", "hard", "always no" }
-  for _, run in ipairs(runs) do
-    for _, e in ipairs(run.evaluations) do
-      local m = e.values and e.values.itm
-      if m and m.itm_acc then
-        local row = with_run and { run.name, label(e) } or { label(e) }
-        for _, k in ipairs { "itm_acc", "pair_acc", "random_acc", "hard_acc", "majority" } do row[#row + 1] = percent(m[k]) end
-        rows[#rows + 1] = row
-      end
-    end
-  end
-  if #rows == 0 then return nil end
-  return { el("h3", nil, "Telling pairs from others"), markup.table(head, rows, { left = { true, with_run } }),
-    el("p", { class = "soft" }, "Each held-out picture with its own caption, a random other one, and the other one that looks most alike.") }
-end
-
--- Every other figure of the evaluations: whatever a recipe adds.
-local function other_table(runs)
-  local rows, seen = {}, {}
-  for _, run in ipairs(runs) do
-    for _, e in ipairs(run.evaluations) do
-      for _, name in ipairs(sorted(e.values or {})) do
-        if name ~= "retrieval" and name ~= "itm" and type(e.values[name]) == "table" then
-          for _, k in ipairs(sorted(e.values[name])) do
-            local v = e.values[name][k]
-            if type(v) == "number" then
-              local id = run.name .. "\n" .. name .. "." .. k
-              if not seen[id] then
-                seen[id] = #runs > 1 and { run.name .. ": " .. name .. " " .. k } or { name .. " " .. k }
-                rows[#rows + 1] = seen[id]
-              end
-              seen[id][label(e)] = axes.short(v)
-            end
-          end
-        end
-      end
-    end
-  end
-  if #rows == 0 then return nil end
-  local head, labels = { "" }, {}
-  for _, run in ipairs(runs) do
-    for _, e in ipairs(run.evaluations) do
-      if not labels[label(e)] then
-        labels[label(e)] = true
-        head[#head + 1] = label(e)
-      end
-    end
-  end
-  for _, row in ipairs(rows) do
-    for i = 2, #head do row[i] = row[head[i]] or "–" end
-  end
-  return { el("h3", nil, "Other figures"), markup.table(head, rows) }
-end
-
-function M.scores(runs)
-  local out = {}
-  for _, part in ipairs { recall_tables, matching_table, other_table } do
-    local made = part(runs)
-    if made then out[#out + 1] = made end
-  end
-  return out
 end
 
 -- --- captions
@@ -435,8 +309,20 @@ local function parameter_table(run)
   for k = 1, #m.phases do all[k + 2] = commas(sums[k] or 0) end
   rows[#rows + 1] = all
   local notes = {}
-  for _, name in ipairs(sorted(m.adapters or {})) do notes[#notes + 1] = el("p", nil, name .. ": " .. m.adapters[name]) end
+  for _, name in ipairs(sorted(m.adapters or {})) do
+    for line in m.adapters[name]:gmatch "[^\n]+" do notes[#notes + 1] = el("p", nil, name .. ": " .. line) end
+  end
   return { markup.table(head, rows), notes }
+end
+
+-- What steps took of the device's memory, beside what was said before the first of them.
+local function memory_table(run)
+  local size, rows = require("weft.train.memory").size, {}
+  for i, m in ipairs(run.result and type(run.result.memory) == "table" and run.result.memory or {}) do
+    rows[i] = { m.name, size(m.measured), m.estimated and size(m.estimated) or "–",
+      m.estimated and ("%+.1f %%"):format(100 * (m.estimated / m.measured - 1)) or "–" }
+  end
+  return #rows > 0 and markup.table({ "memory of a step", "measured", "estimated by shapes", "" }, rows) or nil
 end
 
 function M.parameters(runs)
@@ -444,7 +330,7 @@ function M.parameters(runs)
   for _, run in ipairs(runs) do
     if run.model then
       if #runs > 1 then out[#out + 1] = el("h3", nil, run.name) end
-      out[#out + 1] = parameter_table(run)
+      out[#out + 1] = { parameter_table(run), memory_table(run) }
     end
   end
   return out

@@ -74,9 +74,10 @@ function M.table(head, rows, options)
     end
     return el("tr", { class = row.class }, out)
   end
-  local body = {}
+  local body, titled = {}, false
+  for _, h in ipairs(head) do titled = titled or h ~= "" end
   for i, row in ipairs(rows) do body[i] = cells("td", row) end
-  return el("div", { class = "wide" }, el("table", { class = o.class }, el("thead", nil, cells("th", head)), el("tbody", nil, body)))
+  return el("div", { class = "wide" }, el("table", { class = o.class }, titled and el("thead", nil, cells("th", head)), el("tbody", nil, body)))
 end
 
 local digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

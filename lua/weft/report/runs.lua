@@ -19,22 +19,26 @@ local function flatten(t, path, out)
   return out
 end
 
-local function read_rows(dir)
+local function read_rows(dir, last)
   local rows, bad = {}, 0
   for line in (files.read(dir .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
     local row = json.decode(line)
-    if type(row) == "table" and type(row.step) == "number" then rows[#rows + 1] = row else bad = bad + 1 end
+    if type(row) ~= "table" or type(row.step) ~= "number" then bad = bad + 1
+    elseif row.step <= (last or math.huge) then rows[#rows + 1] = row end
   end
   return rows, bad
 end
 
--- The evaluations so far of a run that has not come to its end: its newest checkpoint has them.
-local function history(dir)
-  for _, name in ipairs(checkpoint.list(dir)) do
-    local state = json.read(("%s/ckpt/%s/state.json"):format(dir, name))
-    if type(state) == "table" and type(state.history) == "table" then return state.history end
+-- Where a run that has not come to its end stands, by its newest checkpoint, or where a checkpoint that was named
+-- does: evaluations so far, parameters trained.
+local function state_of(dir, named)
+  local places = { named }
+  for i, name in ipairs(named and {} or checkpoint.list(dir)) do places[i] = ("%s/ckpt/%s"):format(dir, name) end
+  for _, place in ipairs(places) do
+    local state = json.read(place .. "/state.json")
+    if type(state) == "table" and type(state.history) == "table" then return state end
   end
-  return {}
+  return { history = {} }
 end
 
 ---A picture of a run as a data URI: its own small one, or the picture itself made small; nil when both are gone.
@@ -50,11 +54,14 @@ function M.picture(run, index, sample)
   return bytes and "data:image/png;base64," .. markup.base64(bytes) or nil
 end
 
----Reads a run: { dir, name, recipe, config (by path), defaults (of what differs), rows, result, evaluations,
----environment, model, phases (names), switches ({ step, name }) }, or nil and a message.
----@param dir string
-function M.read(dir)
-  dir = dir:gsub("(.)/+$", "%1")
+---Reads a run, or what it was at a checkpoint of it (RUN/best, RUN/ckpt/step_00000120): { dir, place (as it was
+---named), checkpoint (its name), name, recipe, config (by path), defaults (of what differs), rows, result, state
+---(where there is no result), evaluations, environment, model, phases (names), switches ({ step, name }) }, or nil
+---and a message.
+---@param place string
+function M.read(place)
+  place = place:gsub("(.)/+$", "%1")
+  local dir, named = checkpoint.place(place)
   local record, message = json.read(dir .. "/config.json")
   if type(record) ~= "table" or type(record.config) ~= "table" then
     return nil, ("%s is no run: %s"):format(dir, message or "its config.json holds no config")
@@ -63,11 +70,13 @@ function M.read(dir)
     local value = json.read(dir .. "/" .. name)
     return type(value) == "table" and value or nil
   end
-  local run = { dir = dir, name = dir:match "([^/]+)$", recipe = record.recipe or "?", path = record.path, hash = record.hash,
-    config = flatten(record.config, "", {}), defaults = record.defaults and flatten(record.defaults, "", {}), result = maybe "result.json",
+  local run = { dir = dir, place = place, checkpoint = named and place:match "([^/]+)$", name = place:match "([^/]+)$",
+    recipe = record.recipe or "?", path = record.path, hash = record.hash, config = flatten(record.config, "", {}),
+    defaults = record.defaults and flatten(record.defaults, "", {}), result = not named and maybe "result.json" or nil,
     environment = maybe "env.json" or {}, model = maybe "model.json", overrides = files.read(dir .. "/overrides.txt") or "" }
-  run.rows, run.damaged_rows = read_rows(dir)
-  run.evaluations = run.result and run.result.evaluations or history(dir)
+  if not run.result then run.state = state_of(dir, named) end
+  run.rows, run.damaged_rows = read_rows(dir, named and run.state.step)
+  run.evaluations = (run.result or {}).evaluations or run.state and run.state.history or {}
   run.phases = run.model and run.model.phases or {}
   run.switches = {}
   for i, row in ipairs(run.rows) do
@@ -109,11 +118,14 @@ end
 ---Names that tell runs apart: their folders' last parts, longer where those are equal.
 function M.name_apart(runs)
   local depth = 1
+  for _, run in ipairs(runs) do
+    if run.checkpoint then depth = 2 end  -- "best" alone says little
+  end
   while depth < 8 do
     local seen, twice = {}, false
     for _, run in ipairs(runs) do
       local parts = {}
-      for part in run.dir:gmatch "[^/]+" do parts[#parts + 1] = part end
+      for part in run.place:gmatch "[^/]+" do parts[#parts + 1] = part end
       run.name = table.concat(parts, "/", math.max(1, #parts - depth + 1))
       twice = twice or seen[run.name]
       seen[run.name] = true

@@ -13,8 +13,8 @@ local function variables(colors)
   return table.concat(out, ";")
 end
 
-local light = "color-scheme:light;--bg:#fff;--fg:#1b1f27;--soft:#5c6370;--rule:#e2e5ea;--panel:#f6f7f9;" .. variables(M.colors.light)
-local dark = "color-scheme:dark;--bg:#14161a;--fg:#e7e9ee;--soft:#9aa1ae;--rule:#2f343d;--panel:#1c1f25;" .. variables(M.colors.dark)
+local light = "color-scheme:light;--bg:#fff;--fg:#1b1f27;--soft:#5c6370;--rule:#e2e5ea;--panel:#f6f7f9;--shade:#0003;" .. variables(M.colors.light)
+local dark = "color-scheme:dark;--bg:#14161a;--fg:#e7e9ee;--soft:#9aa1ae;--rule:#2f343d;--panel:#1c1f25;--shade:#fff3;" .. variables(M.colors.dark)
 
 local function series()
   local out = {}
@@ -42,7 +42,7 @@ body{margin:0 auto;max-width:84rem;padding:1rem 1rem 4rem;background:var(--bg);c
 h1{font-size:1.45rem;margin:.6rem 0 .2rem;overflow-wrap:anywhere} h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.2rem 0 .3rem} p{margin:.4rem 0;max-width:60rem} small,.soft{color:var(--soft)}
 code,pre{font:13px/1.45 ui-monospace,monospace} pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.7rem}
-nav{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.9rem} a{color:var(--c1)}
+nav{margin-top:.8rem;display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.9rem} a{color:var(--c1)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
 .tile{background:var(--panel);padding:.6rem .8rem;border-radius:6px} .tile b{display:block;font-size:1.3rem;line-height:1.25;overflow-wrap:anywhere}
 .tile span{color:var(--soft);font-size:.85rem}
@@ -51,7 +51,11 @@ figure{margin:0;min-width:0;break-inside:avoid} figcaption{font-weight:600;margi
 figcaption small{font-weight:400;color:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.85rem;margin:.2rem 0 .2rem 0}
 .key i{display:inline-block;width:.9em;height:.9em;border-radius:2px;margin-right:.35em;vertical-align:-.1em}
-.wide{overflow-x:auto} table{border-collapse:collapse;font-size:.9rem;margin:.3rem 0}
+/* what is scrolled away throws a shadow at that edge */
+.wide{overflow-x:auto;background:linear-gradient(to right,var(--bg) 40%,transparent) left/2.4rem 100% no-repeat local,
+linear-gradient(to left,var(--bg) 40%,transparent) right/2.4rem 100% no-repeat local,
+linear-gradient(to right,var(--shade),transparent) left/.9rem 100% no-repeat scroll,
+linear-gradient(to left,var(--shade),transparent) right/.9rem 100% no-repeat scroll} table{border-collapse:collapse;font-size:.9rem;margin:.3rem 0}
 th,td{padding:.22rem .7rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top;font-weight:400}
 thead th{font-weight:600;border-bottom:2px solid var(--rule);vertical-align:bottom} .n{text-align:right;font-variant-numeric:tabular-nums}
 td.n,th[scope=row]{white-space:nowrap} td{min-width:5.2rem} td.n{min-width:0}
@@ -59,13 +63,17 @@ tr.best{background:var(--panel)} tr.best th,tr.best td{font-weight:600} tr.chanc
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:1rem}
 .sample{break-inside:avoid;background:var(--panel);padding:.6rem;border-radius:6px;overflow-wrap:anywhere}
 .sample img{display:block;max-width:100%;height:9rem;object-fit:contain;margin:0 auto .4rem;background:#fff}
-.sample p{margin:.15rem 0} .sample span{color:var(--soft);font-size:.8rem;margin-right:.4em}
+.sample p{margin:.15rem 0} .sample span{display:inline-block;color:var(--soft);font-size:.8rem;margin-right:.4em}
 details{margin:.5rem 0} summary{cursor:pointer;color:var(--soft)}
 .tip{position:fixed;z-index:9;pointer-events:none;background:var(--bg);color:var(--fg);border:1px solid var(--soft);border-radius:5px;
 padding:.3rem .5rem;font-size:.8rem;box-shadow:0 2px 8px #0004;max-width:18rem} .tip b{display:block} .tip .key{display:block}
+@media (max-width:40rem){th,td{padding:.22rem .4rem} th:first-child{padding-left:0}}
 svg:focus{outline:2px solid var(--c1);outline-offset:2px}
 @media print{body{max-width:none;padding:0;font-size:10pt} nav,.tip{display:none} .charts{grid-template-columns:1fr 1fr}
-.samples{grid-template-columns:repeat(4,1fr)} h2{break-after:avoid} .wide{overflow:visible}}
+.samples{grid-template-columns:repeat(4,1fr)} h2,h3,.legend{break-after:avoid}
+.wide{break-inside:avoid} details .wide{break-inside:auto} tr{break-inside:avoid} .wide{overflow:visible;background:none}
+.key i,tr.best,.sample img{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+.tile{border:1px solid var(--rule)}}
 ]] .. M.chart
 
 -- The pointer, a finger or the arrow keys choose a step; the nearest value of each line is shown.

@@ -144,7 +144,7 @@ function M:evaluate(label)
   self.model:train()
   self.history = self.history or {}
   local protocols = require "weft.eval.protocol"
-  local protocol = next(values) and protocols.of(self, self.data.test) or nil
+  local protocol = next(values) and protocols.of(self, self.data.test, nil, values) or nil
   if protocol and #self.history == 0 then self.log:line("scores: %s", protocols.line(protocol)) end
   table.insert(self.history, { label = label, step = self.step, values = values, protocol = protocol })
   if self.events then require("weft.train.tensorboard").evaluated(self, self.history[#self.history]) end
