@@ -1,11 +1,11 @@
 -- mutations.lua: ways to break the GPU's kernels for tests/cuda/mutate: file of cuda/, what is broken, a
 -- text in it (its `nth` occurrence, the first else), what stands there instead, and the tests to ask:
--- families of the walker over the operator table, and spec files.
+-- families of the walker over the operator table, spec files, and a family of a spec file.
 local attention = { "attention", "tests/cuda/attention_spec.lua" }
 local bf16 = { "tests/cuda/attention_spec.lua" }
 local reduce = { "reduce", "tests/ops/golden_spec.lua" }
 local sort = { "sort", "tests/ops/sort_spec.lua" }
-local branch = { "tests/ops/bfloat16_spec.lua" }
+local branch = { "matmul tests/ops/bfloat16_spec.lua" }
 local apart = { "tests/cuda/rows_spec.lua" }
 local products = { "matmul", "tests/cuda/products_spec.lua" }
 
