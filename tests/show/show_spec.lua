@@ -77,6 +77,27 @@ describe("drawing", function()
     assert.equal(bytes, decoded)
   end)
 
+  it("chooses the colours that suit a picture where a terminal has few", function()
+    local palette = require "weft.show.palette"
+    local picture = image.canvas(64, 64, 0)
+    local p, n = picture:data(), 64 * 64
+    for at = 0, n - 1 do p[3 * at], p[3 * at + 1], p[3 * at + 2] = 4 * (at % 64), math.floor(at / 64), 200 end
+    local colours, index = palette.of(p, n, 256)
+    assert.is_true(#colours <= 256 and #colours > 100, #colours)
+    local far = 0
+    for at = 0, 3 * (n - 1), 3 do
+      local c = colours[index(p[at], p[at + 1], p[at + 2])]
+      for k = 1, 3 do far = math.max(far, math.abs(c[k] - p[at + k - 1])) end
+    end
+    assert.is_true(far <= 8, far)  -- of a cube of 216 colours 25
+    -- few colours are what they are
+    for at = 0, 3 * n - 3, 3 do p[at], p[at + 1], p[at + 2] = at % 2 == 0 and 255 or 3, 225, 7 end
+    colours = palette.of(p, n, 256)
+    table.sort(colours, function(a, b) return a[1] < b[1] end)
+    assert.same({ { 3, 225, 7 }, { 255, 225, 7 } }, colours)
+    assert.equal(4, #palette.of(image.canvas(2, 2, 0):data(), 4, 4) + 3)
+  end)
+
   it("writes sixels that decode to the picture", function()
     local text = draw.sixel(four(6), 12, 12)
     local body = assert(text:match '^\27Pq"1;1;12;12(.*)\27\\\n$')

@@ -94,25 +94,23 @@ local function runs(row, n)
   return table.concat(out)
 end
 
----Sixel, in 216 colours.
+---Sixel, in the 256 colours that suit the picture best.
 function M.sixel(picture, width, height)
   local small = fit(picture, width, height, true):contiguous()
   local h, w, p = small.shape[1], small.shape[2], small:data()
-  local out, defined = { ("\27Pq\"1;1;%d;%d"):format(w, h) }, {}
+  local out, colours, index = { ("\27Pq\"1;1;%d;%d"):format(w, h) }, require("weft.show.palette").of(p, h * w, 256)
+  for i, c in ipairs(colours) do
+    out[#out + 1] = ("#%d;2;%d;%d;%d"):format(i - 1, c[1] / 2.55 + 0.5, c[2] / 2.55 + 0.5, c[3] / 2.55 + 0.5)
+  end
   for top = 0, h - 1, 6 do
     local rows, order = {}, {}
     for dy = 0, math.min(5, h - 1 - top) do
       for x = 0, w - 1 do
         local at = ((top + dy) * w + x) * 3
-        local r, g, b = math.floor(p[at] / 255 * 5 + 0.5), math.floor(p[at + 1] / 255 * 5 + 0.5), math.floor(p[at + 2] / 255 * 5 + 0.5)
-        local color = 36 * r + 6 * g + b
+        local color = index(p[at], p[at + 1], p[at + 2]) - 1
         if not rows[color] then
           rows[color] = {}
           order[#order + 1] = color
-          if not defined[color] then
-            defined[color] = true
-            out[#out + 1] = ("#%d;2;%d;%d;%d"):format(color, 20 * r, 20 * g, 20 * b)
-          end
         end
         rows[color][x + 1] = (rows[color][x + 1] or 0) + 2 ^ dy
       end
