@@ -36,24 +36,16 @@ Trace.__index = Trace
 
 function Trace:__tostring()
   local head = { "module", "type", "output", "dtype", "ms", "MiB", "not finite", "mean", "spread" }
-  local rows, width = { head }, {}
-  for _, r in ipairs(self) do
-    rows[#rows + 1] = { r.path .. (r.calls > 1 and (" (%d x)"):format(r.calls) or ""), r.type, r.shape or "-", r.dtype or "-",
+  local rows = {}
+  for i, r in ipairs(self) do
+    rows[i] = { r.path .. (r.calls > 1 and (" (%d x)"):format(r.calls) or ""), r.type, r.shape or "-", r.dtype or "-",
       ("%.2f"):format(r.ms), ("%.2f"):format(r.mib), r.bad and ("%d"):format(r.bad) or "-", r.mean and ("%.3g"):format(r.mean) or "-",
       r.spread and ("%.3g"):format(r.spread) or "-" }
   end
-  for _, row in ipairs(rows) do
-    for i, v in ipairs(row) do width[i] = math.max(width[i] or 0, #v) end
-  end
-  local lines = {}
-  for n, row in ipairs(rows) do
-    for i, v in ipairs(row) do
-      local pad = (" "):rep(width[i] - #v)
-      row[i] = i <= 4 and v .. pad or pad .. v
-    end
-    lines[n] = table.concat(row, "  ")
-  end
-  return table.concat(lines, "\n")
+  local spare, bad = { "type", "dtype" }, false
+  for _, r in ipairs(self) do bad = bad or (r.bad or 0) > 0 end
+  if not bad then spare[3] = "not finite" end
+  return require("weft.probe.common").text(head, rows, 4, spare)
 end
 
 -- What to run: a function, the model's losses of a batch, or the model itself.

@@ -35,6 +35,42 @@ describe("weft.trace", function()
   end)
 end)
 
+describe("tables of modules", function()
+  local terminal = require "weft.terminal"
+  local is_terminal, size = terminal.is_terminal, terminal.size
+  after_each(function() terminal.is_terminal, terminal.size = is_terminal, size end)
+
+  local function lines_at(columns, value)
+    terminal.is_terminal = function() return columns ~= nil end
+    terminal.size = function() return columns, 40 end
+    local lines, most = {}, 0
+    for line in (tostring(value) .. "\n"):gmatch "([^\n]*)\n" do
+      lines[#lines + 1] = line
+      most = math.max(most, #line)
+    end
+    return lines, most
+  end
+
+  it("keep to the width of a terminal, whole elsewhere: columns go, then letters of the names, never numbers", function()
+    local batch = by_hand.batch(run)
+    local spectrum = weft.peft.spectrum(run.model.vision, { values = true })
+    for _, t in ipairs { weft.trace(run.model, batch), spectrum, weft.compare(run, batch), weft.flow(run, batch) } do
+      local whole, most = lines_at(nil, t)
+      local narrow, less = lines_at(72, t)
+      assert.equal(#whole, #narrow)
+      assert.is_true(less < 72, less)
+      assert.same(whole, (lines_at(most + 1, t)))
+    end
+    assert.truthy(lines_at(nil, spectrum)[2]:find "^encoder%.layer%.0%.attention%.attention%.%w+ ")
+    local short = lines_at(70, spectrum)
+    for i = 2, #short do
+      local pattern = "^e%a*%.l%a*%." .. spectrum[i - 1].path:match "%d" .. "%.a%a*%.a%a*%.[qv]%a+ "
+      assert.truthy(short[i]:find(pattern), short[i])
+    end
+    assert.truthy(short[2]:find "%d%.?%d* %d", short[2])  -- singular values
+  end)
+end)
+
 describe("peft.with", function()
   it("runs with other strengths and sets them back, also after an error", function()
     local plain = run:scores "retrieval"

@@ -182,19 +182,25 @@ end
 
 local LOOK = [[
 at hand: run, model, data, config, batch (a few held-out pictures)
-  model                                            the tree of modules
-  weft.trace(model, batch)                         every module: shape, time, memory, mean, spread, NaN
-  weft.capture(run, "vision.encoder.layer.*", batch)  what modules made; { gradients = true } at the end: gradients too
-  weft.flow(run, batch)                            gradient by part of the model
-  weft.attention(run, "dog.jpg", { over = true })  where the encoder looks; weft.show draws it
-  weft.peft.spectrum(model, { values = true })     each adapter's change beside its base weight
-  weft.peft.scale(model, 0.5);                     strength of the adapters; peft.activate switches, peft.disable runs without
-  with(model, { scale = 0 }, function() return run:scores "retrieval" end)   anything, without the adapters for once
-  weft.compare(run, batch)                         what the adapters change, module by module
-  weft.nearest(run, "dog.jpg", 5)                  nearest captions; of a text: nearest pictures
-  step(10)                                         train a little, by hand
-  reload()                                         the edited recipe, with the weights as they are
-  weft.show(x)  weft.plot(x)                       pictures and numbers, drawn
+  model                            the tree of modules
+  weft.trace(model, batch)         every module: shape, time, memory, mean, NaN
+  weft.capture(run, "vision.encoder.layer.*", batch)
+                                   what modules made; { gradients = true } as a
+                                   fourth: gradients too
+  weft.flow(run, batch)            gradient by part of the model
+  weft.attention(run, "dog.jpg", { over = true })
+                                   where the encoder looks; weft.show draws it
+  weft.peft.spectrum(model, { values = true })
+                                   each adapter's change beside its base weight
+  weft.peft.scale(model, 0.5);     strength of the adapters; peft.activate
+                                   switches, peft.disable runs without
+  with(model, { scale = 0 }, function() return run:scores "retrieval" end)
+                                   anything, without the adapters for once
+  weft.compare(run, batch)         what the adapters change, module by module
+  weft.nearest(run, "dog.jpg", 5)  nearest captions; of a text: nearest pictures
+  step(10)                         train a little, by hand
+  reload()                         the edited recipe, with the weights kept
+  weft.show(x)  weft.plot(x)       pictures and numbers, drawn
 ]]
 
 -- Puts a run, and what belongs to it, at the session's hand.

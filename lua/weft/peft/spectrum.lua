@@ -8,7 +8,7 @@ local ops = require("weft.ops").functions
 local M = {}
 
 ---For each module of an adapter: path, |dW|, |W|, their ratio, and with values = true the singular
----values of dW. Printing the result gives a table.
+---values of dW, of which the table that it prints as has the largest.
 ---@param model table
 ---@param options? table adapter (the first), values (false)
 ---@return table[] rows
@@ -34,11 +34,16 @@ function M.spectrum(model, options)
     end
   end
   return setmetatable(rows, { __tostring = function()
-    local lines = { ("%-60s %12s %12s %9s"):format("module", "|dW|", "|W|", "ratio") }
-    for _, r in ipairs(rows) do
-      lines[#lines + 1] = ("%-60s %12.5g %12.5g %8.3f%%"):format(r.path, r.delta, r.weight, 100 * r.ratio)
+    local out = {}
+    for i, r in ipairs(rows) do
+      out[i] = { r.path, ("%.5g"):format(r.delta), ("%.5g"):format(r.weight), ("%.3f %%"):format(100 * r.ratio) }
+      if o.values then
+        local first = {}
+        for k = 1, math.min(4, #r.values) do first[k] = ("%.3g"):format(r.values[k]) end
+        out[i][5] = table.concat(first, " ") .. (#r.values > 4 and " .." or "")
+      end
     end
-    return table.concat(lines, "\n")
+    return require("weft.probe.common").text({ "module", "|dW|", "|W|", "ratio", o.values and "singular values" or nil }, out)
   end })
 end
 

@@ -20,20 +20,71 @@ function M.model(v, where)
   return v
 end
 
----Rows as text: the first `left` columns to the left, the rest to the right.
-function M.text(head, rows, left)
-  local width, lines = {}, {}
-  local all = { head, unpack(rows) }
-  for _, row in ipairs(all) do
-    for i, v in ipairs(row) do width[i] = math.max(width[i] or 0, #v) end
+local function widths(head, rows)
+  local out = {}
+  for i, v in ipairs(head) do out[i] = #v end
+  for _, row in ipairs(rows) do
+    for i, v in ipairs(row) do out[i] = math.max(out[i] or 0, #v) end
   end
-  for n, row in ipairs(all) do
+  return out
+end
+
+local function sum_of(list)
+  local sum = 2 * (#list - 1)
+  for _, w in ipairs(list) do sum = sum + w end
+  return sum
+end
+
+-- A dotted name in at most so many characters: all parts but the last lose letters (enc.lay.0.att.query), then
+-- the name its beginning.
+local function short_name(name, most)
+  for k = 6, 1, -1 do
+    if #name <= most then return name end
+    local front, last = name:match "^(.*%.)([^.]*)$"
+    if front then name = front:gsub("(%a)([%w_]*)", function(a, rest) return a .. rest:sub(1, k - 1) end) .. last end
+  end
+  return #name <= most and name or ".." .. name:sub(2 - most)
+end
+
+-- A table without what a terminal of so many columns has no room for: the columns that are named, in this order,
+-- then letters of the names in the first one (12 characters stay).
+local function fitted(head, rows, left, spare, columns)
+  for _, name in ipairs(spare) do
+    if sum_of(widths(head, rows)) <= columns then break end
+    for i, v in ipairs(head) do
+      if v == name then
+        if i <= left then left = left - 1 end
+        table.remove(head, i)
+        for _, row in ipairs(rows) do table.remove(row, i) end
+        break
+      end
+    end
+  end
+  local list = widths(head, rows)
+  local most = math.max(12, list[1] - (sum_of(list) - columns))
+  for _, row in ipairs(rows) do row[1] = short_name(row[1], most) end
+  return left
+end
+
+---Rows as text: the first `left` columns to the left, the rest to the right. On a terminal no line is longer than
+---it is wide.
+---@param head string[]  names of the columns
+---@param rows string[][]
+---@param left? integer  1
+---@param spare? string[]  columns that may go on a narrow terminal
+function M.text(head, rows, left, spare)
+  local terminal = require "weft.terminal"
+  left = left or 1
+  if terminal.is_terminal() then left = fitted(head, rows, left, spare or {}, terminal.size() - 1) end
+  local width, lines = widths(head, rows), {}
+  for n = 0, #rows do
+    local row = n == 0 and head or rows[n]
     local out = {}
     for i, v in ipairs(row) do
       local pad = (" "):rep(width[i] - #v)
-      out[i] = i <= (left or 1) and v .. pad or pad .. v
+      out[i] = i <= left and v .. pad or pad .. v
     end
-    lines[n] = table.concat(out, "  "):gsub("%s+$", "")
+    lines[n + 1] = table.concat(out, "  "):gsub("%s+$", "")
   end
   return table.concat(lines, "\n")
 end

@@ -10,7 +10,7 @@ Compared.__index = Compared
 Compared.__tostring = function(self)
   local rows = {}
   for i, r in ipairs(self) do rows[i] = { r.path, r.type, ("%.4g"):format(r.size), ("%.4g"):format(r.change), ("%.3f %%"):format(100 * r.ratio) } end
-  return common.text({ "module", "type", "|with|", "|with - without|", "ratio" }, rows, 2)
+  return common.text({ "module", "type", "|with|", "|with - without|", "ratio" }, rows, 2, { "type" })
 end
 
 local function tensor_of(value)

@@ -16,7 +16,7 @@ Flow.__tostring = function(self)
       r.zero > 0 and ("%d of %d"):format(r.zero, r.tensors) or "", bar }
     if #bar < 24 then rows[i][7] = bar .. (" "):rep(24 - #bar) end
   end
-  return common.text({ "part", "tensors", "|g|", "|w|", "|g|/|w|", "without", "" }, rows, 1)
+  return common.text({ "part", "tensors", "|g|", "|w|", "|g|/|w|", "without", "" }, rows, 1, { "without", "tensors", "" })
 end
 
 ---Gradient flow: runs a model and backward once, and says for each part how large its gradient is beside its
