@@ -81,7 +81,12 @@ describe("a pretrained directory", function()
     it("becomes float32 from " .. dtype, function()
       local half = {}
       for name, t in pairs(weights()) do half[name] = t:to(dtype) end
-      local model = dinov2.from_pretrained(directory(half))
+      local dir = directory(half)
+      collectgarbage "stop"
+      local model = dinov2.from_pretrained(dir)
+      local maps = assert(io.open "/proc/self/maps"):read "*a"
+      collectgarbage "restart"
+      assert.is_nil(maps:find(dir, 1, true), "the file's pages are still held")
       for name, t in model:named_parameters() do
         assert.equal("float32", t.dtype)
         assert.is_true(compare.same(t, half[name]:to "float32"), name)

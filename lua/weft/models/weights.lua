@@ -113,7 +113,7 @@ local function problems_of(mine, state)
 end
 
 ---Makes tensors the parameters of a module (made on the meta device), as they are where their dtype is
----`dtype`, else converted. Missing, extra or misshapen ones are one error with the nearest names.
+---`dtype`, else converted and freed. Missing, extra or misshapen ones are one error with the nearest names.
 ---@param module table
 ---@param state table<string, weft.Tensor>  under the module's names
 ---@param where string  what an error names: the directory
@@ -131,7 +131,11 @@ function M.adopt(module, state, where, dtype)
     local name, owner, field = o[1], o[2], o[3]
     local t = state[name]
     local wants = mine[name].requires_grad
-    if t.dtype ~= dtype then t = t:to(dtype) end
+    if t.dtype ~= dtype then
+      local read = t
+      t = t:to(dtype)
+      read:free()  -- with the last one the file's pages go, which else stay until a collection
+    end
     owner[field] = t:contiguous():detach():requires_grad_(wants)
     owner._given[field] = true
   end
