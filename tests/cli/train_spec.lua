@@ -1,6 +1,7 @@
 local tiny = require "tests.support.tiny"
 local command = require "tests.support.command"
 local files = require "weft.files"
+local weft = require "weft"
 
 local root, remove_pictures, work, remove_work
 setup(function()
@@ -44,6 +45,12 @@ describe("weft train", function()
     assert.truthy(out:find("\nrecipe recipes/stage1.lua, seed 3; config: accumulate=1 batch=6 ", 1, true) and out:find(" lora.rank=2 ", 1, true), out)
     assert.truthy(out:find "\ndevice: cpu, float32: %S+ kernels, [^\n]*, %d+ threads\n", out)
     assert.is_nil(out:find("accumulation adds no negatives", 1, true))
+    -- how pictures are prepared: in words, and by its hash in the run and beside the adapter
+    local data = weft.io.json.read(dir .. "/data.json")
+    local metadata = assert(weft.io.safetensors.open(dir .. "/adapter/adapter_model.safetensors")).metadata
+    assert.truthy(out:find(("\npreprocessing: short edge %d bicubic antialiased, crop %d: keeps "):format(data.resize, data.size), 1, true), out)
+    assert.equal(weft.io.preprocess.of_run(data):hash(), data.preprocessing)
+    assert.equal(data.preprocessing, metadata["weft.preprocessing"]:match "^%x+")
     -- what was printed is what the log holds
     assert.equal(out, tiny.read(dir .. "/log.txt"))
     -- the same name again is another folder

@@ -186,6 +186,29 @@ describe("an adapter that changes nothing", function()
   end)
 end)
 
+describe("merging", function()
+  it("writes into no tensor of the base, nor into the file whose pages those are", function()
+    local folder, remove = run.folder()
+    assert(os.execute("cp -r tests/golden/dinov2_mlp/. " .. folder) == 0)
+    local before = require("weft.files").read(folder .. "/model.safetensors")
+    local base = {}
+    local m = dinov2.from_pretrained(folder)
+    for name, t in m:named_parameters() do base[name] = { t, t:detach():clone() } end
+    peft.lora(m, { rank = 2, init = "random", dora = true })
+    peft.merge(m)
+    peft.unmerge(m)
+    peft.merge_and_unload(m)
+    local moved = 0
+    for name, t in m:named_parameters() do
+      assert.is_true(near.same(base[name][1], base[name][2]), name)
+      moved = moved + (near.same(t, base[name][2]) and 0 or 1)
+    end
+    assert.equal(6, moved)
+    assert.equal(before, (require("weft.files").read(folder .. "/model.safetensors")))
+    remove()
+  end)
+end)
+
 describe("merging in half precision", function()
   for _, dtype in ipairs { "bfloat16", "float16" } do
     it("is computed in float32 and rounded once: " .. dtype, function()
