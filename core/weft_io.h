@@ -84,6 +84,10 @@ void weft_sleep(double seconds);
 double weft_peak_rss(void);                           // MiB of this process at its largest
 bool weft_is_terminal(int fd);
 uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed);
+typedef struct weft_hash { uint64_t h; int32_t held; uint8_t rest[8]; } weft_hash;
+void weft_hash_begin(weft_hash *h, int64_t total, uint64_t seed);  // the same over pieces, total bytes in all
+void weft_hash_add(weft_hash *h, const void *data, int64_t n);
+uint64_t weft_hash_end(const weft_hash *h);
 uint64_t weft_checksum(const weft_tensor *t, uint64_t seed);  // of the values, in row-major order
 
 // --- other processes, and locks that end with the process that holds them

@@ -21,7 +21,8 @@ local config = weft.config {
 
   features = { enabled = true, memory = 1024, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.1, length = 40, vocab = 32768, tokenizer = "", size = 224, resize = 256, fit = "crop",
-    threads = 2, cache = 512, flip = false, random_crop = 1, vary_after = 0, limit = 0, text = "" },
+    threads = 2, cache = 512, flip = false, random_crop = 1, vary_after = 0, limit = 0, text = "",
+    identify = "content" },  -- "path": no picture is opened before it is needed, for lists of millions
   checkpoint_every = 500, keep_checkpoints = 2, log_every = 20,
   device = "cpu", dtype = "float32",  -- "cuda" and "bfloat16" on a GPU
 }

@@ -158,17 +158,44 @@ static uint64_t fold(uint64_t a, uint64_t b) {
     return (uint64_t)p ^ (uint64_t)(p >> 64);
 }
 
-uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed) {
+static uint64_t mix(uint64_t h, uint64_t word) { return fold(h ^ word, 0xD6E8FEB86659FD93u) + 0x9E3779B97F4A7C15u; }
+
+void weft_hash_begin(weft_hash *h, int64_t total, uint64_t seed) {
+    *h = (weft_hash){ .h = seed ^ 0x9E3779B97F4A7C15u ^ (uint64_t)total };
+}
+
+void weft_hash_add(weft_hash *h, const void *data, int64_t n) {
     const uint8_t *p = data;
-    uint64_t h = seed ^ 0x9E3779B97F4A7C15u ^ (uint64_t)n;
-    for (; n >= 8; n -= 8, p += 8) {
+    while (n > 0) {
+        if (h->held == 0 && n >= 8) {
+            uint64_t w;
+            memcpy(&w, p, 8);
+            h->h = mix(h->h, w);
+            p += 8;
+            n -= 8;
+            continue;
+        }
+        h->rest[h->held++] = *p++;
+        n--;
+        if (h->held < 8) continue;
         uint64_t w;
-        memcpy(&w, p, 8);
-        h = fold(h ^ w, 0xD6E8FEB86659FD93u) + 0x9E3779B97F4A7C15u;
+        memcpy(&w, h->rest, 8);
+        h->h = mix(h->h, w);
+        h->held = 0;
     }
+}
+
+uint64_t weft_hash_end(const weft_hash *h) {
     uint64_t w = 0;
-    if (n > 0) memcpy(&w, p, (size_t)n);
-    return fold(h ^ w, 0xA0761D6478BD642Fu);
+    memcpy(&w, h->rest, (size_t)h->held);
+    return fold(h->h ^ w, 0xA0761D6478BD642Fu);
+}
+
+uint64_t weft_hash_bytes(const void *data, int64_t n, uint64_t seed) {
+    weft_hash h;
+    weft_hash_begin(&h, n, seed);
+    weft_hash_add(&h, data, n);
+    return weft_hash_end(&h);
 }
 
 uint64_t weft_checksum(const weft_tensor *t, uint64_t seed) {

@@ -35,9 +35,9 @@ function M.list(path)
   return out
 end
 
----Every plain file below a folder, as paths relative to it, sorted.
-function M.walk(root)
-  local out = {}
+---Calls fn with every plain file below a folder, as paths relative to it, sorted.
+---@return true?, string? message
+function M.each(root, fn)
   local function visit(prefix)
     local names, message = M.list(root .. "/" .. prefix)
     if not names then return nil, message end
@@ -47,11 +47,17 @@ function M.walk(root)
       if kind == 2 then
         local ok, why = visit(path .. "/")
         if not ok then return nil, why end
-      elseif kind == 1 then out[#out + 1] = path end
+      elseif kind == 1 then fn(path) end
     end
     return true
   end
-  local ok, message = visit ""
+  return visit ""
+end
+
+---Every plain file below a folder, as paths relative to it, sorted.
+function M.walk(root)
+  local out = {}
+  local ok, message = M.each(root, function(path) out[#out + 1] = path end)
   if not ok then return nil, message end
   return out
 end
@@ -117,10 +123,46 @@ function M.read(path)
   return text
 end
 
+---64 bits as 16 hexadecimal digits.
+function M.hex(h)
+  return bit.tohex(tonumber(bit.rshift(h, 32)), 8) .. bit.tohex(tonumber(bit.band(h, 0xffffffffULL)), 8)
+end
+
 ---16 hexadecimal digits over a string.
-function M.hash(text)
-  return (bit.tohex(tonumber(bit.rshift(C.weft_hash_bytes(text, #text, 0), 32)), 8)
-    .. bit.tohex(tonumber(bit.band(C.weft_hash_bytes(text, #text, 0), 0xffffffffULL)), 8))
+function M.hash(text) return (M.hex(C.weft_hash_bytes(text, #text, 0))) end
+
+---A file's lines, without their ends, a piece of the file at a time: for line in lines do ... end; nil, message when
+---it can't be opened. What can't be read further on is raised.
+---@param path string
+---@return (fun(): string?)?, string? message
+function M.lines(path)
+  local f, message = io.open(path, "rb")
+  if not f then return nil, message end
+  local rest, at, done = "", 1, false
+  return function()
+    while true do
+      local stop = rest:find("\n", at, true)
+      if stop then
+        local line = rest:sub(at, rest:byte(stop - 1) == 13 and stop > at and stop - 2 or stop - 1)
+        at = stop + 1
+        return line
+      end
+      if done then return nil end
+      local piece, why = f:read(math.max(2 ^ 18, #rest - at + 1))
+      if why then error(path .. ": " .. why, 0) end
+      if not piece then
+        done = true
+        f:close()
+        if at <= #rest then
+          local line = rest:sub(at):gsub("\r$", "")
+          at = #rest + 1
+          return line
+        end
+        return nil
+      end
+      rest, at = rest:sub(at) .. piece, 1
+    end
+  end
 end
 
 return M

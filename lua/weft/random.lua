@@ -3,6 +3,8 @@
 local ffi = require "ffi"
 local A = require "weft.args"
 
+local C = require("weft.core").lib
+
 local M = {}
 local u64 = ffi.typeof "uint64_t"
 
@@ -55,6 +57,19 @@ end
 ---A stream of its own: each draw takes the next counter.
 function M.stream(purpose, seed)
   return { key = hash(purpose, seed or context.seed), counter = 0ULL, advance = true }
+end
+
+local key_words, counter_words, drawn = ffi.new "uint32_t[2]", ffi.new "uint32_t[4]", ffi.new "uint32_t[4]"
+
+---One draw of [0, 1): what rand gives first in float64, without a tensor.
+---@param key integer  uint64_t
+---@param counter integer  uint64_t
+---@return number
+function M.uniform(key, counter)
+  key_words[0], key_words[1] = bit.band(key, 0xffffffffULL), bit.rshift(key, 32)
+  counter_words[2], counter_words[3] = bit.band(counter, 0xffffffffULL), bit.rshift(counter, 32)
+  C.weft_philox_words(key_words, counter_words, drawn)
+  return (drawn[1] * 2 ^ 21 + math.floor(drawn[0] / 2 ^ 11)) * 2 ^ -53
 end
 
 ---Call indices now, and back to them: recomputation draws what the first pass drew.

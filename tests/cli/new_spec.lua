@@ -87,7 +87,7 @@ describe("weft new", function()
     check("f", "coco/annotations/captions_val2017.json", "coco")
     -- what was written trains from that list
     local found = require("weft.data.pairs").find(config_of("f").data.root, "coco")
-    assert.equal(8, #found)
+    assert.equal(8, found:size())
     assert.truthy(files.exists(found[1].path))
   end)
 

@@ -13,7 +13,7 @@ after_each(function() remove() end)
 local function find(kind) return weft.data.find(root, kind) end
 local function shown(list)
   local out = {}
-  for i, p in ipairs(list) do
+  for i, p in list:each() do
     assert.equal(root .. "/" .. p.name, p.path)
     out[i] = p.name .. "=" .. p.caption
   end

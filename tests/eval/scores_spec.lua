@@ -272,8 +272,7 @@ describe("the protocol of scores", function()
   local function of(more)
     local rows = {}
     for i = 1, 6 do rows[i] = { name = tostring(i), caption = "c" .. i, image_id = math.ceil(i / 2), caption_id = math.min(i, 5), hash = "h" } end
-    local test = { rows = rows, options = { fit = "crop", resize = 256, size = 224 }, order_hash = require("weft.data.captioned").order_hash,
-      order = require("weft.data.captioned").order }
+    local test = require("weft.data.captioned").new(rows, { fit = "crop", resize = 256, size = 224 })
     for k, v in pairs(more or {}) do test.options[k] = v end
     return protocol.of({ step = 40 }, test), test
   end

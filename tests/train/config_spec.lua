@@ -56,7 +56,7 @@ local moves = {
   lora_plus_ratio = 4, weight_decay = 0.5, betas = "[0.8,0.98]", eps = 1e-3, clip = 0.01, warmup_steps = { 1, with = function() return { "epochs=30" } end },
   lr_floor = { 0.9 }, device = "cuda-sim", dtype = "float64",
   average = 0.9, ["data.held_out"] = 0.4, ["data.length"] = 8, ["data.vocab"] = 280, ["data.size"] = 14,
-  ["data.resize"] = 40, ["data.fit"] = "stretch", ["data.flip"] = "true", ["data.random_crop"] = 0.5,
+  ["data.resize"] = 40, ["data.identify"] = "path", ["data.fit"] = "stretch", ["data.flip"] = "true", ["data.random_crop"] = 0.5,
   ["data.vary_after"] = { 1, with = function() return { "data.flip=true" } end }, ["data.limit"] = 20, ["data.text"] = function() return text end,
   ["features.enabled"] = { "false", moves = "features" }, ["features.memory"] = { 0.002, moves = "features" },
   ["features.disk"] = { 1, moves = "features" }, ["data.threads"] = { 2, moves = "threads" }, ["data.cache"] = { 0, moves = "cached" },

@@ -151,7 +151,7 @@ describe("a run that goes on", function()
     run.should_stop = function() return run.step == 3 end
     pcall(run.train, run)
     local train = {}
-    for _, row in ipairs(run.data.train.rows) do train[#train + 1] = row.name:match "^%d+" end
+    for _, row in run.data.train.rows:each() do train[#train + 1] = row.name:match "^%d+" end
     local function refused()
       local ok, message = pcall(open, run.dir)
       assert.is_false(ok)

@@ -326,8 +326,9 @@ describe("features of the frozen encoder", function()
     local seen, result, run = count { "warmup_epochs=4", "epochs=5" }
     local all, n = {}, 0
     for epoch = 1, 4 do
-      for _, batch in ipairs(run.data.train:plan(3, epoch, 4)) do
-        for _, i in ipairs(batch) do
+      local plan = run.data.train:plan(3, epoch, 4)
+      for k = 1, plan.n do
+        for _, i in ipairs(plan[k]) do
           local id = run.data.train.rows[i].image_id
           if not all[id] then n = n + 1 end
           all[id] = true

@@ -93,7 +93,7 @@ function M.run(args)
   if args.top and not (top and top >= 1 and top % 1 == 0) then error({ usage = "--top wants a whole number from 1, got " .. args.top }, 0) end
   run.data.test:drop_damaged()
   local test = run.data.test
-  if #test.rows == 0 then error("there are no pictures to score: nothing was held out; name some with --data", 0) end
+  if require("weft.data.rows").size(test.rows) == 0 then error("there are no pictures to score: nothing was held out; name some with --data", 0) end
   local functions = {}
   if want then
     for i, name in ipairs(want) do functions[i] = weft.eval[name] end

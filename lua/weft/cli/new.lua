@@ -78,14 +78,14 @@ local function settings(values)
 end
 
 -- What the pictures and captions want: sizes of pictures, length of captions, steps enough to learn.
-local function fit(values, pairs_)
+local function fit(values, rows)
   local image = require "weft.io.image"
   local sides, words, seen, frequent = {}, {}, {}, 0
-  for i = 1, #pairs_, math.max(1, math.floor(#pairs_ / 16)) do
-    local picture = image.load(pairs_[i].path)
+  for i = 1, rows:size(), math.max(1, math.floor(rows:size() / 16)) do
+    local picture = image.load(rows[i].path)
     if picture then sides[#sides + 1] = math.min(picture.shape[1], picture.shape[2]) end
   end
-  for i, p in ipairs(pairs_) do
+  for i, p in rows:each() do
     local n = 0
     for word in p.caption:lower():gmatch "[%w']+" do
       n = n + 1
@@ -104,7 +104,7 @@ local function fit(values, pairs_)
   end
   d.length = math.max(12, math.min(64, math.ceil(1.5 * words[math.ceil(0.95 * #words)]) + 6))
   d.vocab = math.max(300, math.min(8192, 280 + frequent))  -- bytes, special tokens, and words that come back
-  local train = math.floor(#pairs_ * (1 - d.held_out))
+  local train = math.floor(rows:size() * (1 - d.held_out))
   values.batch = math.max(2, math.min(values.batch, 2 ^ math.floor(math.log(math.max(train, 2) / 4) / math.log(2))))
   local per_epoch = math.max(1, math.floor(train / values.batch))
   local share = values.warmup_epochs / values.epochs
@@ -168,11 +168,11 @@ function M.run(args)
   if args.data then
     local place = absolute(args.data)
     local find = require "weft.data.pairs"
-    local pairs_, counts, kind = find.find(place, "auto")
-    if not pairs_ then error(counts, 0) end
-    local steps = fit(values, pairs_)
+    local rows, counts, kind = find.find(place, "auto")
+    if not rows then error(counts, 0) end
+    local steps = fit(values, rows)
     values.data.kind, values.data.root = kind, place
-    what = ("%d captioned pictures of %s"):format(#pairs_, place)
+    what = ("%d captioned pictures of %s"):format(rows:size(), place)
     said[1] = ("%s: %s"):format(what, FORMS[kind])
     if counts.without + counts.empty + counts.missing > 0 then
       said[2] = ("left out: %d pictures without a caption, %d empty captions, %d captions whose picture is not there")

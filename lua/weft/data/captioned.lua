@@ -1,20 +1,21 @@
 -- captioned.lua: captioned pictures as batches: deterministic order by seed and epoch, pictures
 -- decoded ahead of the step, damaged ones skipped, counted and named.
 local A = require "weft.args"
-local files = require "weft.files"
+local orders = require "weft.data.order"
 local random = require "weft.random"
 local ops = require("weft.ops").functions
 local create = require("weft.tensor").create
 local augment = require "weft.data.augment"
+local rows_of = require "weft.data.rows"
 
 local Dataset = {}
 Dataset.__index = Dataset
 
----@param rows table[]  { path, name, caption, image_id, caption_id, ids }
+---@param rows weft.Rows|table[]  { path, name, caption, image_id, caption_id, ids }
 ---@param options table  size (pixels), resize (short edge), length (caption tokens), pad, vocab, threads,
 ---  cache (MiB), flip, random_crop, vary_after, text (lists of token ids)
 function Dataset.new(rows, options)
-  for i, row in ipairs(rows) do
+  for i, row in ipairs(rows_of.is_rows(rows) and {} or rows) do  -- ids of columns come from the tokenizer
     for _, id in ipairs(row.ids or {}) do
       if options.vocab and (id < 0 or id >= options.vocab) then
         A.raise("token %d outside 0..%d, caption %d (%s)", id, options.vocab - 1, i, row.name)
@@ -27,16 +28,10 @@ end
 -- What a picture is resized to: its short edge, or both sides where its shape gives way.
 function Dataset.resize_of(o) return o.fit == "stretch" and { o.size, o.size } or o.resize end
 
-function Dataset:size() return #self.rows end
+function Dataset:size() return (rows_of.size(self.rows)) end
 
 ---Distinct pictures: rows that share one are one.
-function Dataset:count_pictures()
-  local seen, n = {}, 0
-  for _, row in ipairs(self.rows) do
-    if not seen[row.image_id] then seen[row.image_id], n = true, n + 1 end
-  end
-  return n
-end
+function Dataset:count_pictures() return (rows_of.distinct(self.rows, "image_id")) end
 
 function Dataset:count_batches(batch) return math.floor(self:size() / batch) end
 
@@ -50,41 +45,19 @@ local function loader(self)
   return self.loader_
 end
 
----Order of the rows in an epoch: a permutation keyed by seed and epoch alone, 1-based.
-function Dataset:order(seed, epoch)
-  local p = ops.randperm(#self.rows, "cpu", { key = random.hash("data order", seed), counter = 0ULL + epoch })
-  local data, out = p:data(), {}
-  for i = 1, #self.rows do out[i] = tonumber(data[i - 1]) + 1 end
-  p:free()
-  return out
-end
+---Order of the rows in an epoch: a permutation keyed by seed and epoch alone, as a tensor of places from 0.
+---@return weft.Tensor
+function Dataset:order(seed, epoch) return (orders.permutation(self:size(), seed, epoch)) end
 
 ---Batches of an epoch as lists of rows, always count_batches of them; a picture at most once in each,
----so that where most pictures are the same a batch may come out short.
+---so that where most pictures are the same a batch may come out short. plan[k] is batch k, plan.n how many.
+---@return weft.Plan
 function Dataset:plan(seed, epoch, batch)
-  local waiting, batches = self:order(seed, epoch), {}
-  while #batches < self:count_batches(batch) do
-    local list, seen, rest = {}, {}, {}
-    for _, i in ipairs(waiting) do
-      local id = self.rows[i].image_id
-      if #list < batch and not seen[id] then
-        list[#list + 1], seen[id] = i, true
-      else
-        rest[#rest + 1] = i
-      end
-    end
-    batches[#batches + 1], waiting = list, rest
-  end
-  return batches
+  return (orders.plan(self:order(seed, epoch), rows_of.reader(self.rows, "image_id"), batch, self:count_batches(batch)))
 end
 
 ---Hash of the rows and of the first epochs' order, for result.json.
-function Dataset:order_hash(seed)
-  local parts = {}
-  for _, r in ipairs(self.rows) do parts[#parts + 1] = ("%s\t%s\t%s"):format(r.name, r.caption, r.hash or "") end
-  for epoch = 1, 2 do parts[#parts + 1] = table.concat(self:order(seed, epoch), ",") end
-  return files.hash(table.concat(parts, "\n"))
-end
+function Dataset:order_hash(seed) return (orders.hash(self.rows, seed)) end
 
 -- Lists of token ids as int64 [B, L] padded to the right; mask is true where a token stands.
 local function tokens(self, lists)
@@ -191,18 +164,20 @@ end
 
 ---Takes out the rows whose picture can't be read: for sets that are scored, whose rows are counted.
 function Dataset:drop_damaged()
-  local kept, step = {}, 16
-  for first = 1, #self.rows, step do
+  local bad, step, n = {}, 16, rows_of.size(self.rows)
+  for first = 1, n, step do
     local indices = {}
-    for i = first, math.min(first + step - 1, #self.rows) do indices[#indices + 1] = i end
+    for i = first, math.min(first + step - 1, n) do indices[#indices + 1] = i end
     local pixels, problems = loader(self):take(submit(self, indices))
     pixels:free()
     for b, i in ipairs(indices) do
-      local row = self.rows[i]
-      if problems[b] then note_damage(self, row.name, problems[b]) else kept[#kept + 1] = row end
+      if problems[b] then
+        note_damage(self, self.rows[i].name, problems[b])
+        bad[i] = true
+      end
     end
   end
-  self.rows = kept
+  if next(bad) then self.rows = rows_of.select(self.rows, function(i) return not bad[i] end) end
 end
 
 ---One batch of given rows, at once: what evaluation and checks use.
@@ -247,13 +222,15 @@ end
 ---@return function next  the next batch, or nil. pixels are those of pixel_rows; a batch
 ---  none of whose pictures can be read has no indices
 function Dataset:reader(o)
-  local plan = self:plan(o.seed, o.epoch, o.batch)
-  local last = math.min(#plan, o.limit or #plan)
-  o.per_epoch = last
   -- what a reader before this one asked for and never took, its loop left early
   for _, item in pairs(self.ahead or {}) do
     if item.ticket then (loader(self):take(item.ticket)):free() end
   end
+  if self.planned then self.planned:free() end
+  local plan = self:plan(o.seed, o.epoch, o.batch)
+  self.planned = plan
+  local last = math.min(plan.n, o.limit or plan.n)
+  o.per_epoch = last
   local at, ahead, queue = o.position, o.position, {}
   self.ahead = queue
   local varies = augment.varies(self.options, o.epoch)
@@ -271,15 +248,16 @@ function Dataset:reader(o)
     end
   end
   -- share of a micro-step's loss, so that the step's is a sum over its tokens divided by all of them
-  local function share(own, lists_at, n)
+  local function share(own, count_at, n)
     local first, total = at - (at - 1) % o.accumulate, 0
-    for k = first, math.min(first + o.accumulate - 1, last) do total = total + predicted(lists_at(k)) end
+    for k = first, math.min(first + o.accumulate - 1, last) do total = total + count_at(k) end
     return own * n / math.max(total, 1)
   end
-  local function captions(k)
-    local lists = {}
-    for b, i in ipairs(plan[k]) do lists[b] = self.rows[i].ids end
-    return lists
+  local token_count = rows_of.reader(self.rows, "token_count")
+  local function caption_tokens(k)
+    local n = 0
+    for _, i in ipairs(plan[k]) do n = n + token_count(i) - 1 end
+    return n
   end
   return function()
     if at >= last then return nil end
@@ -301,13 +279,13 @@ function Dataset:reader(o)
     fill()
     batch.varied = varies  -- its pictures are not those of another epoch
     batch.waited, batch.micro = waited, (at - 1) % o.accumulate + 1
-    batch.token_share = share(batch.tokens, captions, o.accumulate)
+    batch.token_share = share(batch.tokens, caption_tokens, o.accumulate)
     if #batch.indices > 0 then
       batch.ids, batch.mask = batch.ids:keep(), batch.mask:keep()
       if self.options.text then
-        local function lines(k) return text_batch(self, o, k) end
-        local ids, mask, n = tokens(self, lines(at))
-        batch.text = { ids = ids:keep(), mask = mask:keep(), tokens = n, token_share = share(n, lines, o.accumulate) }
+        local ids, mask, n = tokens(self, text_batch(self, o, at))
+        batch.text = { ids = ids:keep(), mask = mask:keep(), tokens = n,
+          token_share = share(n, function(k) return predicted(text_batch(self, o, k)) end, o.accumulate) }
       end
     end
     return (placed(self, batch, true))

@@ -5,6 +5,8 @@ local find = require "weft.data.pairs"
 local split = require "weft.data.split"
 local Dataset = require "weft.data.captioned"
 local augment = require "weft.data.augment"
+local rows_of = require "weft.data.rows"
+local C = require("weft.core").lib
 
 local M = { find = find.find, split = split.by_caption, varies = augment.varies }
 
@@ -20,10 +22,13 @@ local function tokenizer_of(o, rows, text)
     if not t then A.raise("data.tokenizer: %s", message) end
   end
   if not t then
-    local lines = {}
-    for i, r in ipairs(rows) do lines[i] = r.caption end
-    for _, line in ipairs(text or {}) do lines[#lines + 1] = line end
-    t = tokenizers.train(lines, { vocab_size = o.vocab, special_tokens = SPECIAL })
+    local caption, i, n = rows_of.reader(rows, "caption"), 0, rows_of.size(rows)
+    local function each_line()
+      i = i + 1
+      if i <= n then return caption(i) end
+      return text and text[i - n]
+    end
+    t = tokenizers.train(each_line, { vocab_size = o.vocab, special_tokens = SPECIAL })
   end
   local ids = { pad = t:id "<pad>", bos = t:id "<s>", eos = t:id "</s>" }
   for name, id in pairs { pad = ids.pad or false, bos = ids.bos or false, eos = ids.eos or false } do
@@ -38,11 +43,22 @@ end
 -- BOS, tokens, EOS; EOS survives the cut.
 local function encode(t, special, caption, length)
   local ids = t:encode(caption)
-  local cut = #ids > length - 2
   local out = { special.bos }
   for i = 1, math.min(#ids, length - 2) do out[#out + 1] = ids[i] end
   out[#out + 1] = special.eos
-  return out, cut, #ids
+  return out
+end
+
+-- Rows learn their captions' ids, which are made when they are asked for; how many captions are cut, and the
+-- most tokens of one.
+local function tokenize(rows, t, special, length)
+  local cut, longest = 0, 0
+  rows:set_tokens(function(caption) return (encode(t, special, caption, length)) end, function(caption)
+    local n = t:count(caption)
+    cut, longest = cut + (n > length - 2 and 1 or 0), math.max(longest, n)
+    return math.min(n + 2, length)
+  end, length)
+  return cut, longest
 end
 
 -- Lines of the plain text, and a note on them.
@@ -65,68 +81,57 @@ local function options_of(c, t, special)
     flip = c.flip, random_crop = c.random_crop, vary_after = c.vary_after, mean = image.mean, std = image.std }
 end
 
--- Gives each pair its picture's id, by content, and its caption's; returns how many there are of each.
-local function identify(pairs_)
-  local image_ids, caption_ids, n_images, n_captions = {}, {}, 0, 0
-  for _, p in ipairs(pairs_) do
-    local bytes, message = files.read(p.path)
-    if not bytes then error("data: " .. message, 0) end
-    local hash, key = files.hash(bytes), p.caption:lower()
-    if not image_ids[hash] then
-      n_images = n_images + 1
-      image_ids[hash] = n_images
-    end
-    if not caption_ids[key] then
-      n_captions = n_captions + 1
-      caption_ids[key] = n_captions
-    end
-    p.hash, p.image_id, p.caption_id = hash, image_ids[hash], caption_ids[key]
-  end
-  return n_images, n_captions
+-- Gives each row its picture's id, by what its file holds or by its path, and its caption's; returns how many
+-- there are of each.
+local function identify(rows, by)
+  local n, message
+  if by == "path" then n = rows:number_names() else n, message = rows:number_pictures() end
+  if not n then error("data: " .. message, 0) end
+  return n, rows:number_captions()
 end
 
 ---Captioned pictures for a recipe: { train, test, tokenizer, special, notes, save }.
 ---@param c table  the recipe's data section: kind, root, held_out, length, vocab, tokenizer, size, resize, fit
----  ("crop": short edge, then the middle; "stretch": both sides), threads, cache, flip, limit, text (a file of plain text, one utterance a line)
+---  ("crop": short edge, then the middle; "stretch": both sides), threads, cache, flip, limit, text (a file of plain text, one utterance a line),
+---  identify ("content": pictures are the same whose files are, so each is read at the start; "path": whose paths are,
+---  so that none is opened before it is needed: for lists of millions)
 ---@param o table  seed, tokenizer (a trained one, when a run is opened), dir
 function M.captioned(c, o)
   c = A.options(c, { kind = "auto", root = "", held_out = 0.2, length = 40, vocab = 4096, tokenizer = "", size = 224, resize = 256,
-    fit = "crop", threads = 2, cache = 256, flip = false, random_crop = 1, vary_after = 0, limit = 0, text = "" }, "data")
+    fit = "crop", threads = 2, cache = 256, flip = false, random_crop = 1, vary_after = 0, limit = 0, text = "", identify = "content" }, "data")
   if c.length < 3 then A.raise("data.length: at least 3 tokens are expected (<s>, one, </s>), got %d", c.length) end
   if not (c.held_out >= 0 and c.held_out < 1) then A.raise("data.held_out: a share from 0 to below 1 is expected, got %g", c.held_out) end
   if c.fit ~= "crop" and c.fit ~= "stretch" then A.choice(c.fit, { crop = 1, stretch = 1 }, "data", "fit") end
-  local pairs_, counts = find.find(c.root, c.kind)
-  if not pairs_ then error("data: " .. counts, 0) end
-  if c.limit > 0 and #pairs_ > c.limit then
-    for i = #pairs_, c.limit + 1, -1 do pairs_[i] = nil end
-  end
-  local n_images, n_captions = identify(pairs_)
-  local train, test = split.by_caption(pairs_, c.held_out, o.seed)
+  if c.identify ~= "content" and c.identify ~= "path" then A.choice(c.identify, { content = 1, path = 1 }, "data", "identify") end
+  local rows, counts = find.find(c.root, c.kind, c.identify == "path")
+  if not rows then error("data: " .. counts, 0) end
+  if c.limit > 0 then rows:cut(c.limit) end
+  local n_images, n_captions = identify(rows, c.identify)
+  C.weft_empty_cache(C.WEFT_CPU)  -- of many rows, what numbering them took is much
+  local train, test = split.by_caption(rows, c.held_out, o.seed)
+  C.weft_empty_cache(C.WEFT_CPU)
   if o.dir and not o.tokenizer then
     local saved = o.dir .. "/tokenizer.json"
     if files.exists(saved) then o.tokenizer = assert(require("weft.io.tokenizer").load(saved)) end
   end
   local lines, text_notes = text_lines(c)
   local t, special = tokenizer_of({ given = o.tokenizer, tokenizer = c.tokenizer, vocab = c.vocab }, train, lines)
-  local cut, longest = 0, 0
-  for _, r in ipairs(pairs_) do
-    local was_cut, n
-    r.ids, was_cut, n = encode(t, special, r.caption, c.length)
-    cut, longest = cut + (was_cut and 1 or 0), math.max(longest, n)
-  end
+  local cut, longest = tokenize(rows, t, special, c.length)
   local options = options_of(c, t, special)
   local train_options = options_of(c, t, special)
   if lines then
     train_options.text = {}
-    for i, line in ipairs(lines) do train_options.text[i] = (encode(t, special, line, c.length)) end
+    for i, line in ipairs(lines) do train_options.text[i] = encode(t, special, line, c.length) end
   end
   local data = { train = Dataset.new(train, train_options), test = Dataset.new(test, options), tokenizer = t, special = special,
     vocab = t.size, length = c.length, size = c.size }
   data.notes = {
-    ("pictures: %d (%d distinct), %d to train on, %d held out by groups of equal captions; left out: %d without a caption, %d not there")
-      :format(#pairs_, n_images, #train, #test, counts.without, counts.missing),
+    ("pictures: %d (%d distinct%s), %d to train on, %d held out by groups of equal captions; "
+      .. "left out: %d without a caption, %s")
+      :format(rows:size(), n_images, c.identify == "path" and " paths" or "", train:size(), test:size(), counts.without,
+        c.identify == "path" and "those not there once they are met" or counts.missing .. " not there"),
     ("captions: %.1f %% cut at %d tokens, longest %d, %d empty; %d distinct; vocabulary %d")
-      :format(100 * cut / #pairs_, c.length, longest, counts.empty, n_captions, t.size),
+      :format(100 * cut / rows:size(), c.length, longest, counts.empty, n_captions, t.size),
     c.fit == "stretch" and ("preprocessing: both sides to %d bicubic antialiased, whatever the shape; alpha on white"):format(c.size)
       or ("preprocessing: short edge %d bicubic antialiased, crop %d: keeps %.0f %% of a square picture; alpha on white")
         :format(c.resize, c.size, 100 * math.min(1, c.size / c.resize) ^ 2),
@@ -136,7 +141,7 @@ function M.captioned(c, o)
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
     if ok then
-      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = #train, distinct = self.train:count_pictures(), held_out = #test,
+      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = train:size(), distinct = self.train:count_pictures(), held_out = test:size(),
         length = c.length, size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size,
         preprocessing = require("weft.io.preprocess").of_run(options):hash() })
     end
@@ -171,9 +176,9 @@ end
 function M.all_of(run, place)
   local rows, counts = find.find(place, "auto")
   if not rows then error("data: " .. counts, 0) end
-  identify(rows)
+  identify(rows, "content")
   local data = run.data
-  for _, r in ipairs(rows) do r.ids = (encode(data.tokenizer, data.special, r.caption, data.length)) end
+  tokenize(rows, data.tokenizer, data.special, data.length)
   local options = {}
   for k, v in pairs(data.test.options) do options[k] = v end
   return Dataset.new(rows, options)

@@ -1,33 +1,50 @@
 -- pairs.lua: finds captioned pictures on disk: (path, caption) pairs from a folder, csv, jsonl or COCO.
 local A = require "weft.args"
 local files = require "weft.files"
+local rows_of = require "weft.data.rows"
 
 local M = {}
 
 local PICTURE = { png = true, jpg = true, jpeg = true, bmp = true }
 local function extension(path) return (path:match "%.([%w]+)$" or ""):lower() end
-local function clean(text) return (text:gsub("\194\160", " "):gsub("%s+", " "):gsub("^%s+", ""):gsub("%s+$", "")) end
 
--- NAME.png beside NAME.txt, whose first line is the caption.
-local function folder(root)
-  local names, message = files.walk(root)
-  if not names then return nil, message end
-  local out, without, empty = {}, 0, 0
-  for _, name in ipairs(names) do
-    if PICTURE[extension(name)] then
-      local text = files.read(root .. "/" .. name:gsub("%.%w+$", ".txt"))
-      local caption = text and clean((text:match "^[^\r\n]*"))
-      if not caption then without = without + 1
-      elseif caption == "" then empty = empty + 1
-      else out[#out + 1] = { path = root .. "/" .. name, name = name, caption = caption } end
-    end
+-- Has a text single spaces alone, and those between words? Most have, and this compiles.
+local function tidy(text)
+  local before = 32
+  for i = 1, #text do
+    local c = text:byte(i)
+    if c == 194 or c < 32 or c == 32 and before == 32 then return false end
+    before = c
   end
-  return out, { without = without, empty = empty, missing = 0 }
+  return before ~= 32
 end
 
--- One field of a csv line, quotes doubled inside quotes.
+local function clean(text)
+  if tidy(text) then return text end
+  return (text:gsub("\194\160", " "):gsub("%s+", " "):gsub("^%s+", ""):gsub("%s+$", ""))
+end
+
+-- NAME.png beside NAME.txt, whose first line is the caption.
+local function folder(out, counts, root)
+  return files.each(root, function(name)
+    if not PICTURE[extension(name)] then return end
+    local text = files.read(root .. "/" .. name:gsub("%.%w+$", ".txt"))
+    local caption = text and clean((text:match "^[^\r\n]*"))
+    if not caption then counts.without = counts.without + 1
+    elseif caption == "" then counts.empty = counts.empty + 1
+    else out:add(name, caption) end
+  end)
+end
+
+-- The fields of a csv line, quotes doubled inside quotes.
 local function csv_fields(line)
   local out, at = {}, 1
+  if not line:find('"', 1, true) then
+    local comma = line:find(",", 1, true)
+    if not comma then return { line } end
+    local next_ = line:find(",", comma + 1, true)
+    return { line:sub(1, comma - 1), line:sub(comma + 1, (next_ or 0) - 1) }
+  end
   while at <= #line + 1 do
     if line:sub(at, at) == '"' then
       local field, i = "", at + 1
@@ -52,54 +69,52 @@ local function csv_fields(line)
   return out
 end
 
-local function add(out, counts, root, name, caption, where)
+local function add(out, counts, name, caption, where)
   if type(name) ~= "string" or type(caption) ~= "string" then
     return nil, where .. ": the name of a picture and a caption are expected"
   end
   caption = clean(caption)
-  local path = name:sub(1, 1) == "/" and name or root .. "/" .. name
   if caption == "" then counts.empty = counts.empty + 1
-  elseif not files.exists(path) then counts.missing = counts.missing + 1
-  else out[#out + 1] = { path = path, name = name, caption = caption } end
+  elseif not counts.unseen and not files.exists(name:sub(1, 1) == "/" and name or out:root() .. "/" .. name) then counts.missing = counts.missing + 1
+  else out:add(name, caption) end
   return true
 end
 
-local function csv(root, file)
-  local text, message = files.read(file)
-  if not text then return nil, message end
-  local out, counts, n = {}, { without = 0, empty = 0, missing = 0 }, 0
-  for line in (text .. "\n"):gmatch "([^\n]*)\r?\n" do
+local function csv(out, counts, _, file)
+  local lines, message = files.lines(file)
+  if not lines then return nil, message end
+  local n = 0
+  for line in lines do
     n = n + 1
-    line = line:gsub("\r$", "")
     if line ~= "" then
       local f = csv_fields(line)
       if not f or #f < 2 then return nil, ("%s:%d: picture,caption is expected, got %q"):format(file, n, line:sub(1, 60)) end
       if not (n == 1 and not PICTURE[extension(f[1])]) then
-        local ok, why = add(out, counts, root, f[1], f[2], ("%s:%d"):format(file, n))
+        local ok, why = add(out, counts, f[1], f[2], ("%s:%d"):format(file, n))
         if not ok then return nil, why end
       end
     end
   end
-  return out, counts
+  return true
 end
 
-local function jsonl(root, file)
+local function jsonl(out, counts, _, file)
   local json = require "weft.io.json"
-  local text, message = files.read(file)
-  if not text then return nil, message end
-  local out, counts, n = {}, { without = 0, empty = 0, missing = 0 }, 0
-  for line in (text .. "\n"):gmatch "([^\n]*)\n" do
+  local lines, message = files.lines(file)
+  if not lines then return nil, message end
+  local n = 0
+  for line in lines do
     n = n + 1
     if line:find "%S" then
       local row, why = json.decode(line)
       if type(row) ~= "table" then
         return nil, ("%s:%d: %s"):format(file, n, row == nil and tostring(why) or "an object with image and caption is expected")
       end
-      local ok, problem = add(out, counts, root, row.image or row.file_name or row.path, row.caption or row.text, ("%s:%d"):format(file, n))
+      local ok, problem = add(out, counts, row.image or row.file_name or row.path, row.caption or row.text, ("%s:%d"):format(file, n))
       if not ok then return nil, problem end
     end
   end
-  return out, counts
+  return true
 end
 
 -- Where COCO's own layout has the pictures of captions_NAME.json: beside the list, in NAME/ or images/,
@@ -113,21 +128,21 @@ local function coco_root(root, file, name)
   return root
 end
 
-local function coco(root, file)
+local function coco(out, counts, root, file)
   local json = require "weft.io.json"
   local doc, message = json.read(file)
   if not doc then return nil, message end
   if type(doc) ~= "table" or type(doc.images) ~= "table" or type(doc.annotations) ~= "table" then
     return nil, file .. ": a COCO file has images and annotations"
   end
-  local names, out, counts = {}, {}, { without = 0, empty = 0, missing = 0 }
+  local names = {}
   for _, image in ipairs(doc.images) do names[image.id] = image.file_name end
-  if doc.images[1] and type(doc.images[1].file_name) == "string" then root = coco_root(root, file, doc.images[1].file_name) end
+  if doc.images[1] and type(doc.images[1].file_name) == "string" then out:set_root(coco_root(root, file, doc.images[1].file_name)) end
   for i, a in ipairs(doc.annotations) do
-    local ok, why = add(out, counts, root, names[a.image_id], a.caption, ("%s: annotation %d"):format(file, i))
+    local ok, why = add(out, counts, names[a.image_id], a.caption, ("%s: annotation %d"):format(file, i))
     if not ok then return nil, why end
   end
-  return out, counts
+  return true
 end
 
 ---Finds what kind of data lies at root, a folder or a list's file: "folder", "csv", "jsonl" or "coco", and its file.
@@ -142,11 +157,12 @@ function M.recognise(root)
   return "folder"
 end
 
----Captioned pictures below root: a list of { path, name, caption }, counts of what was left out, and the kind.
+---Captioned pictures below root: rows with path, name and caption, counts of what was left out, and the kind.
 ---@param root string  a folder, or a list's file
 ---@param kind? string  "folder", "csv", "jsonl", "coco" or "auto"
----@return table|nil pairs, table|string counts_or_message, string? kind
-function M.find(root, kind)
+---@param unseen? boolean  whether a list's pictures are there is not looked at
+---@return weft.Rows|nil rows, table|string counts_or_message, string? kind
+function M.find(root, kind, unseen)
   if root == "" then return nil, "data.root is not set: pass data.root=FOLDER, a folder of pictures each with a .txt caption beside it" end
   local found, file = M.recognise(root)
   if not files.is_dir(root) then
@@ -160,13 +176,14 @@ function M.find(root, kind)
   local reader = readers[kind]
   if not reader then A.raise("data.kind: unknown kind %s; folder, csv, jsonl, coco or auto are expected", tostring(kind)) end
   local default = { csv = "captions.csv", jsonl = "captions.jsonl", coco = "captions.json" }
-  local list, counts = reader(root, found == kind and file or root .. "/" .. (default[kind] or ""))
-  if not list then return nil, counts end
-  if #list == 0 then
+  local rows, counts = rows_of.new(root), { without = 0, empty = 0, missing = 0, unseen = unseen or nil }
+  local ok, message = reader(rows, counts, root, found == kind and file or root .. "/" .. (default[kind] or ""))
+  if not ok then return nil, message end
+  if rows:size() == 0 then
     return nil, ("no captioned pictures below %s (kind %s): %d pictures without a caption, %d captions whose picture is not there")
       :format(root, kind, counts.without, counts.missing)
   end
-  return list, counts, kind
+  return rows, counts, kind
 end
 
 return M

@@ -8,9 +8,9 @@ function M.samples(run, n)
   local test = run.data.test
   local indices, seen = {}, {}
   -- spread over the held-out pictures, one of each caption
-  local stride = math.max(1, math.floor(#test.rows / n))
+  local stride = math.max(1, math.floor(test:size() / n))
   for start = 1, stride do
-    for i = start, #test.rows, stride do
+    for i = start, test:size(), stride do
       local row = test.rows[i]
       if #indices < n and not seen[row.caption_id] then
         seen[row.caption_id] = true
@@ -28,10 +28,10 @@ end
 function M.run(run)
   local test, sum, tokens = run.data.test, 0, 0
   local step = math.max(1, run.options.batch)
-  for first = 1, #test.rows, step do
+  for first = 1, test:size(), step do
     scope(function()
       local indices = {}
-      for i = first, math.min(first + step - 1, #test.rows) do indices[#indices + 1] = i end
+      for i = first, math.min(first + step - 1, test:size()) do indices[#indices + 1] = i end
       local batch = test:batch_of(indices)
       sum = sum + run.model:caption_loss(batch):item() * batch.tokens
       tokens = tokens + batch.tokens

@@ -1,13 +1,7 @@
 -- protocol.lua: what scores were made of. Scores of two protocols can't be compared.
-local M = {}
+local rows_of = require "weft.data.rows"
 
-local function distinct(rows, key)
-  local seen, n = {}, 0
-  for _, row in ipairs(rows) do
-    if not seen[row[key]] then seen[row[key]], n = true, n + 1 end
-  end
-  return n
-end
+local M = {}
 
 ---How scores in two stages were ranked.
 function M.reranked(scores) return ("the first %d by ITC similarity, in the order of the matching head"):format(scores.top) end
@@ -19,9 +13,9 @@ function M.reranked(scores) return ("the first %d by ITC similarity, in the orde
 ---@param values? table  the scores: the ranking of those that are in two stages is said too
 function M.of(run, test, set, values)
   local o = test.options
-  local pictures = distinct(test.rows, "image_id")
-  return { set = set or "held-out pictures of the run", pairs = #test.rows, pictures = pictures, captions = distinct(test.rows, "caption_id"),
-    captions_per_picture = pictures > 0 and #test.rows / pictures or 0, hash = test:order_hash(0), step = run.step,
+  local pictures, n = rows_of.distinct(test.rows, "image_id"), rows_of.size(test.rows)
+  return { set = set or "held-out pictures of the run", pairs = n, pictures = pictures, captions = rows_of.distinct(test.rows, "caption_id"),
+    captions_per_picture = pictures > 0 and n / pictures or 0, hash = test:order_hash(0), step = run.step,
     checkpoint = ("step_%08d"):format(run.step),
     preparation = o.fit == "stretch" and ("both sides to %d"):format(o.size) or ("short edge %d, crop %d"):format(o.resize, o.size),
     ranking = "by ITC similarity; a hit is the query's own picture or an equal caption; ties count as misses",

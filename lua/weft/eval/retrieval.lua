@@ -1,5 +1,6 @@
 -- retrieval.lua: recall of pictures by captions and the reverse, chance beside it. A hit is any
 -- candidate with the query's picture or caption.
+local rows_of = require "weft.data.rows"
 local scope = require("weft.scope").scope
 
 local M = {}
@@ -72,13 +73,15 @@ end
 -- A set's distinct pictures: the first row of each, and for each the words that are said of it.
 local function pictures_of(rows)
   local first, said, number = {}, {}, {}
-  for i, row in ipairs(rows) do
-    local n = number[row.image_id]
+  local image_id, caption_id = rows_of.reader(rows, "image_id"), rows_of.reader(rows, "caption_id")
+  for i = 1, rows_of.size(rows) do
+    local id = image_id(i)
+    local n = number[id]
     if not n then
       n = #first + 1
-      number[row.image_id], first[n], said[n] = n, i, {}
+      number[id], first[n], said[n] = n, i, {}
     end
-    said[n][row.caption_id] = true
+    said[n][caption_id(i)] = true
   end
   return first, said
 end
@@ -95,10 +98,10 @@ function M.compare(run, dataset)
     image = require("weft").index_select(image, require("weft").tensor(places, { dtype = "int64", device = image.device }), 1)
     return image:matmul(text:t()):totable()
   end)
-  local right = {}
+  local right, caption_id = {}, rows_of.reader(dataset.rows, "caption_id")
   for n = 1, #first do
     right[n] = {}
-    for j, row in ipairs(dataset.rows) do right[n][j] = said[n][row.caption_id] or false end
+    for j = 1, dataset:size() do right[n][j] = said[n][caption_id(j)] or false end
   end
   return sim, right, first
 end

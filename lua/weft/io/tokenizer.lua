@@ -40,6 +40,17 @@ function Tokenizer:encode(text)
   return out
 end
 
+---How many ids encode gives.
+---@param text string
+---@return integer
+function Tokenizer:count(text)
+  text_argument(text, "count")
+  local ids = C.weft_tokenizer_encode(self.handle, text, #text, count)
+  if ids == nil then args.fail() end
+  C.weft_buffer_free(ids)
+  return tonumber(count[0])
+end
+
 ---Text of ids; bytes that do not make up UTF-8 become U+FFFD.
 ---@param ids integer[]
 ---@param options { skip_special: boolean? }?   true leaves special tokens out

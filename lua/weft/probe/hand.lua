@@ -40,10 +40,11 @@ end
 
 ---A few pictures with their captions, as a run's losses take them: held out, or of the training set.
 function M.batch(run, n)
-  local set = #run.data.test.rows > 0 and run.data.test or run.data.train
-  if #set.rows == 0 then return nil end
+  local size = require("weft.data.rows").size
+  local set = size(run.data.test.rows) > 0 and run.data.test or run.data.train
+  if size(set.rows) == 0 then return nil end
   local indices = {}
-  for i = 1, math.min(n or 8, #set.rows) do indices[i] = i end
+  for i = 1, math.min(n or 8, size(set.rows)) do indices[i] = i end
   return (set:batch_of(indices))
 end
 

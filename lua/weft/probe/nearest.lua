@@ -1,5 +1,6 @@
 -- nearest.lua: weft.nearest: the captions that are nearest to a picture, and the pictures nearest to a text.
 local A = require "weft.args"
+local rows_of = require "weft.data.rows"
 
 local M = {}
 
@@ -20,9 +21,9 @@ local function is_picture(v) return v:find "%.[pP][nN][gG]$" or v:find "%.[jJ][p
 -- Features of the set's pictures and captions, computed once for each state of the weights.
 local function embedded(run, set)
   local kept = rawget(run, "_embedded")
-  if kept and kept.set == set and kept.step == run.step and kept.rows == #set.rows then return kept end
+  if kept and kept.set == set and kept.step == run.step and kept.rows == rows_of.size(set.rows) then return kept end
   local image, text = require("weft.eval.retrieval").embed(run, set)
-  kept = { set = set, step = run.step, rows = #set.rows, image = image:keep(), text = text:keep() }
+  kept = { set = set, step = run.step, rows = rows_of.size(set.rows), image = image:keep(), text = text:keep() }
   rawset(run, "_embedded", kept)
   return kept
 end
@@ -56,7 +57,8 @@ end
 function M.nearest(run, what, k)
   if type(run) ~= "table" or not rawget(run, "model") or not rawget(run, "data") then A.raise("nearest: a run is expected, got %s", A.typename(run)) end
   local set = run.data.test
-  if #set.rows == 0 then A.raise "nearest: this run holds out no pictures, or its data is not there" end
+  local rows = rows_of.size(set.rows)
+  if rows == 0 then A.raise "nearest: this run holds out no pictures, or its data is not there" end
   local weft = require "weft"
   local training = run.model.training
   run.model:eval()
@@ -64,7 +66,7 @@ function M.nearest(run, what, k)
     local all = embedded(run, set)
     return weft.scope(function()
       if type(what) == "number" then
-        if what < 1 or what > #set.rows or what % 1 ~= 0 then A.raise("nearest: picture %s outside 1..%d", tostring(what), #set.rows) end
+        if what < 1 or what > rows or what % 1 ~= 0 then A.raise("nearest: picture %s outside 1..%d", tostring(what), rows) end
         return { all.text:matmul(all.image:select(1, what)):totable(), "picture" }
       elseif type(what) == "string" and is_picture(what) then
         local ids, mask = tokens_of(run, set.rows[1].caption)
@@ -83,7 +85,7 @@ function M.nearest(run, what, k)
   run.model:train(training)
   if not ok then error(found, 0) end
   local order, out, seen = {}, setmetatable({ of = found[2] }, Nearest), {}
-  for i = 1, #set.rows do order[i] = i end
+  for i = 1, rows do order[i] = i end
   table.sort(order, function(a, b) return found[1][a] > found[1][b] or found[1][a] == found[1][b] and a < b end)
   for _, i in ipairs(order) do
     local row = set.rows[i]

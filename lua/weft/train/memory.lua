@@ -3,6 +3,7 @@
 local A = require "weft.args"
 local C = require("weft.core").lib
 local random = require "weft.random"
+local rows_of = require "weft.data.rows"
 
 local M = {}
 
@@ -41,18 +42,23 @@ local function sample_of(run)
   return batch
 end
 
+local LOOKED_AT = 2 ^ 20  -- captions, about
+
 -- The longest caption, and the share of its places that captions fill, of the fullest batches of n pictures.
 local function fullest(run, n)
-  local rows, longest, most = run.data.train.rows, 0, 0
-  if type(rows) ~= "table" or not rows[1] or not rows[1].ids or not run.data.train.plan then return nil end
-  for epoch = 1, math.min(run.options.epochs, 8) do
-    for _, places in ipairs(run.data.train:plan(run.options.seed, epoch, n)) do
+  local set, longest, most = run.data.train, 0, 0
+  if type(set.rows) ~= "table" or not set.rows[1] or not set.rows[1].ids or not set.plan then return nil end
+  local token_count = rows_of.reader(set.rows, "token_count")
+  for epoch = 1, math.min(run.options.epochs, 8, math.ceil(LOOKED_AT / set:size())) do
+    local plan = set:plan(run.options.seed, epoch, n)
+    for k = 1, plan.n do
       local tokens = 0
-      for _, i in ipairs(places) do
-        tokens, longest = tokens + #rows[i].ids - 1, math.max(longest, #rows[i].ids)
+      for _, i in ipairs(plan[k]) do
+        tokens, longest = tokens + token_count(i) - 1, math.max(longest, token_count(i))
       end
       most = math.max(most, tokens)
     end
+    plan:free()
   end
   return longest, most
 end

@@ -96,7 +96,8 @@ local WAIT_STEPS = 100
 function M:picture_times()
   local files, image = require "weft.files", require "weft.io.image"
   local rows, read, decode, n = self.data.train.rows, 0, 0, 0
-  for i = 1, #rows, math.max(1, math.floor(#rows / 8)) do
+  local size = require("weft.data.rows").size(rows)
+  for i = 1, size, math.max(1, math.floor(size / 8)) do
     local before = files.clock()
     local bytes = files.read(rows[i].path)
     local between = files.clock()
