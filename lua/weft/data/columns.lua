@@ -135,22 +135,27 @@ Index.__index = Index
 ---@param same fun(a: integer, b: integer): boolean
 function M.index(hash, same) return setmetatable({ hash = hash, same = same, n = 0, room = 0, most = 0 }, Index) end
 
--- A table of rows, from 1, by their hashes, twice as large as the one before.
+-- A table of rows, from 1, by their hashes, twice as large as the one before; of each eight bits of its hash, so
+-- that rows that differ are seldom looked at.
 local function rehash(self)
-  local old, room = self.table, math.max(1024, 2 * self.room)
+  local old, old_tags, room = self.table, self.tag_table, math.max(1024, 2 * self.room)
   local from, before = self.slots, self.room
-  self.table = memory(room, "int32")
-  self.slots, self.room, self.most = self.table:data(), room, math.floor(0.7 * room)
-  local slots, mask, hash = self.slots, room - 1, self.hash
+  self.table, self.tag_table = memory(room, "int32"), memory(room, "uint8")
+  self.slots, self.tags, self.room, self.most = self.table:data(), self.tag_table:data(), room, math.floor(0.7 * room)
+  local slots, tags, mask, hash = self.slots, self.tags, room - 1, self.hash
   ffi.fill(slots, 4 * room)
   for k = 0, before - 1 do
     if from[k] ~= 0 then
-      local at = band(hash(from[k] - 1), mask)
+      local h = hash(from[k] - 1)
+      local at = band(h, mask)
       while slots[at] ~= 0 do at = band(at + 1, mask) end
-      slots[at] = from[k]
+      slots[at], tags[at] = from[k], rshift(h, 24)
     end
   end
-  if old then old:free() end
+  if old then
+    old:free()
+    old_tags:free()
+  end
 end
 
 ---The first row that was equal to r; r itself where none was.
@@ -158,19 +163,22 @@ end
 ---@return integer
 function Index:find(r)
   if self.n >= self.most then rehash(self) end
-  local slots, mask, same = self.slots, self.room - 1, self.same
-  local at = band(self.hash(r), mask)
+  local slots, tags, mask, same = self.slots, self.tags, self.room - 1, self.same
+  local h = self.hash(r)
+  local at, tag = band(h, mask), rshift(h, 24)
   while slots[at] ~= 0 do
-    if same(slots[at] - 1, r) then return slots[at] - 1 end
+    if tags[at] == tag and same(slots[at] - 1, r) then return slots[at] - 1 end
     at = band(at + 1, mask)
   end
-  slots[at] = r + 1
+  slots[at], tags[at] = r + 1, tag
   self.n = self.n + 1
   return r
 end
 
 function Index:free()
-  if self.table then self.table:free() end
+  if not self.table then return end
+  self.table:free()
+  self.tag_table:free()
 end
 
 return M
