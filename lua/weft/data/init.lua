@@ -141,8 +141,8 @@ function M.captioned(c, o)
   function data:save(dir)
     local ok, message = self.tokenizer:save(dir .. "/tokenizer.json")
     if ok then
-      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = train:size(), distinct = self.train:count_pictures(), held_out = test:size(),
-        length = c.length, size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size,
+      ok, message = require("weft.io.json").write(dir .. "/data.json", { pictures = train:size(), distinct = self.train:count_pictures(),
+        held_out = test:size(), length = c.length, size = c.size, resize = c.resize, fit = c.fit, mean = options.mean, std = options.std, vocab = t.size,
         preprocessing = require("weft.io.preprocess").of_run(options):hash() })
     end
     if not ok then error(message, 0) end

@@ -146,11 +146,12 @@ end
 ---Numbers pictures by their names alone, whatever the files hold: image_id, from 1. How many there are.
 ---@return integer
 function Rows:number_names()
-  local texts, n = self.store.texts, nil
-  self.store.image_id, n = numbered(columns.index(function(r) return hash_of(texts:name(r)) end, function(a, b)
+  local texts = self.store.texts
+  local ids, n = numbered(columns.index(function(r) return hash_of(texts:name(r)) end, function(a, b)
     local p, bytes = texts:name(a)
     return same_bytes(p, bytes, texts:name(b))
   end), texts.at.n)
+  self.store.image_id = ids
   return n
 end
 
@@ -158,15 +159,15 @@ end
 ---one can't be read.
 ---@return integer?, string? message
 function Rows:number_pictures()
-  local s, n, hashes = self.store, nil, columns.numbers "int64"
+  local s, hashes = self.store, columns.numbers "int64"
   for r = 0, s.texts.at.n - 1 do
     local bytes, message = files.read(fields.path(s, r))
     if not bytes then return nil, message end
     hashes:push(ffi.cast("int64_t", C.weft_hash_bytes(bytes, #bytes, 0)))
   end
-  s.hash = hashes
-  s.image_id, n = numbered(columns.index(function(r) return bit.tobit(tonumber(bit.band(hashes:get(r), 0xffffffffLL))) end,
+  local ids, n = numbered(columns.index(function(r) return bit.tobit(tonumber(bit.band(hashes:get(r), 0xffffffffLL))) end,
     function(a, b) return hashes:get(a) == hashes:get(b) end), s.texts.at.n)
+  s.hash, s.image_id = hashes, ids
   return n
 end
 
