@@ -11,12 +11,33 @@ struct weft_splitter { pcre2_code *code, *word; };
 // White space is spelled out: PCRE2's \s differs from Unicode's property by one character.
 #define SPACE "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}" \
               "\\x{205f}\\x{3000}"
+// Letters and digits that Unicode 15 and 16 brought: the tokenizers package knows them, and the
+// PCRE2 of Debian 12, with Unicode 14, does not.
+#define NEW_LETTERS \
+    "\\x{1c89}-\\x{1c8a}\\x{a7cb}-\\x{a7cd}\\x{a7da}-\\x{a7dc}" \
+    "\\x{105c0}-\\x{105f3}\\x{10d4a}-\\x{10d65}\\x{10d6f}-\\x{10d85}" \
+    "\\x{10ec2}-\\x{10ec4}\\x{1123f}-\\x{11240}\\x{11380}-\\x{11389}" \
+    "\\x{1138b}\\x{1138e}\\x{11390}-\\x{113b5}\\x{113b7}\\x{113d1}" \
+    "\\x{113d3}\\x{11bc0}-\\x{11be0}\\x{11f02}\\x{11f04}-\\x{11f10}" \
+    "\\x{11f12}-\\x{11f33}\\x{1342f}\\x{13441}-\\x{13446}" \
+    "\\x{13460}-\\x{143fa}\\x{16100}-\\x{1611d}\\x{16d40}-\\x{16d6c}" \
+    "\\x{18cff}\\x{1b132}\\x{1b155}\\x{1df25}-\\x{1df2a}" \
+    "\\x{1e030}-\\x{1e06d}\\x{1e4d0}-\\x{1e4eb}\\x{1e5d0}-\\x{1e5ed}" \
+    "\\x{1e5f0}\\x{2b739}\\x{2ebf0}-\\x{2ee5d}\\x{31350}-\\x{323af}"
+#define NEW_DIGITS \
+    "\\x{10d40}-\\x{10d49}\\x{116d0}-\\x{116e3}\\x{11bf0}-\\x{11bf9}" \
+    "\\x{11f50}-\\x{11f59}\\x{16130}-\\x{16139}\\x{16d70}-\\x{16d79}" \
+    "\\x{1ccf0}-\\x{1ccf9}\\x{1e4f0}-\\x{1e4f9}\\x{1e5f1}-\\x{1e5fa}"
+#define LETTERS "\\p{L}" NEW_LETTERS
+#define NUMBERS "\\p{N}" NEW_DIGITS "\\x{1d2c0}-\\x{1d2d3}"
+
 static const char pattern[] =
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+"
+    "'s|'t|'re|'ve|'m|'ll|'d| ?[" LETTERS "]+| ?[" NUMBERS "]+| ?[^" SPACE LETTERS NUMBERS "]+"
     "|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+";
 
 // What Unicode counts as a part of words: letters, marks, digits, connectors, circled letters.
-static const char word_pattern[] = "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}"
+static const char word_pattern[] = "[" LETTERS NEW_DIGITS
+                                   "\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}"
                                    "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}"
                                    "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}]";
 

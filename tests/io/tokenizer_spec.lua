@@ -32,6 +32,18 @@ describe("tokenizer", function()
     end
   end)
 
+  it("knows the letters and digits of Unicode 15 and 16, as Hugging Face's tokenizers do", function()
+    local t = assert(tokenizer.load(golden .. "tokenizer.json"))
+    local tail = t:encode "'s"
+    assert.equal(1, #tail)  -- after a letter or a digit; after any other sign the apostrophe goes with that
+    for _, sign in ipairs { "\240\177\141\144", "\240\177\144\133", "\234\159\154", "\240\145\189\144", "\240\157\139\128" } do
+      local expected = t:encode(sign)
+      expected[#expected + 1] = tail[1]
+      assert.same(expected, t:encode(sign .. "'s"))
+    end
+    assert.is_true(#t:encode "\240\159\144\142's" > #t:encode "\240\159\144\142" + 1)
+  end)
+
   it("saves the bytes that Hugging Face saves", function()
     local t = tokenizer.load(golden .. "tokenizer.json")
     assert.is_true(t:save(dir .. "t.json"))
