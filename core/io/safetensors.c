@@ -197,8 +197,8 @@ static weft_status read_header(weft_file *f) {
     json_t *info;
     for (int i = 7; i >= 0; i--) length = length << 8 | (unsigned char)f->map->bytes[i];
     if (length > HEADER_LIMIT)
-        return weft_fail(WEFT_EFORMAT, "%s: a header of %llu bytes is more than a safetensors file "
-                         "may have (%d)", f->path, (unsigned long long)length, HEADER_LIMIT);
+        return weft_fail(WEFT_EFORMAT, "%s: no safetensors file, or a damaged one: a header of %llu "
+                         "bytes is more than a safetensors file may have (%d)", f->path, (unsigned long long)length, HEADER_LIMIT);
     if ((int64_t)length > size - 8)
         return weft_fail(WEFT_EFORMAT, "%s: truncated: its header has %llu bytes, the file %lld",
                          f->path, (unsigned long long)length, (long long)size);
