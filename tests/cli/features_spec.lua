@@ -136,4 +136,12 @@ describe("weft features", function()
       assert.matches(pattern, text)
     end
   end)
+
+  it("says before it begins that the features could not be written, or that a folder holds no picture", function()
+    local function message(words) return (select(3, run.weft("features " .. model .. " " .. words))) end
+    assert.equal(("weft features: --output %s/nowhere/x.safetensors: there is no folder %s/nowhere\n"):format(folder, folder),
+      message(("tests/golden/preprocess --output %s/nowhere/x.safetensors"):format(folder)))
+    assert.matches("a name that ends in .safetensors is expected, got x.npz", message "tests/golden/preprocess --output x.npz", 1, true)
+    assert.matches("tests/cli: no PNG, JPEG or BMP is in this folder or below it", message(("tests/cli --output %s/x.safetensors"):format(folder)), 1, true)
+  end)
 end)

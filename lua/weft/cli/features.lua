@@ -25,12 +25,14 @@ local PICTURE = { png = true, jpg = true, jpeg = true, bmp = true }
 local function pictures_of(words)
   local files, list = require "weft.files", {}
   for i = 2, #words do
+    local before = #list
     if words[i] == "-" then
       for line in io.lines() do list[#list + 1] = line end
     elseif files.is_dir(words[i]) then
       for _, name in ipairs(assert(files.walk(words[i]))) do
         if PICTURE[(name:match "%.(%w+)$" or ""):lower()] then list[#list + 1] = words[i] .. "/" .. name end
       end
+      if #list == before then error(("%s: no PNG, JPEG or BMP is in this folder or below it"):format(words[i]), 0) end
     else list[#list + 1] = words[i] end
   end
   return list
@@ -49,6 +51,7 @@ local function check(args)
   local function wrong(...) error({ usage = (...):format(select(2, ...)) }, 0) end
   if not args[1] then wrong "a model directory is expected" end
   if not args.output then wrong "--output FILE is expected" end
+  if not args.output:find "%.safetensors$" then wrong("--output: a name that ends in .safetensors is expected, got %s", args.output) end
   if args.pool and args.pool ~= "cls" and args.pool ~= "mean" and args.pool ~= "patches" then
     wrong("--pool: cls, mean or patches are expected, got %s", args.pool)
   end
@@ -101,6 +104,9 @@ end
 function M.run(args)
   local size, dtype = check(args)
   local weft = require "weft"
+  -- said now, not after hours of pictures
+  local folder = args.output:match "^(.+)/[^/]*$"
+  if folder and not require("weft.files").is_dir(folder) then error(("--output %s: there is no folder %s"):format(args.output, folder), 0) end
   local preprocess = require "weft.io.preprocess"
   local safetensors = require "weft.io.safetensors"
   local terminal = require("weft.core").lib.weft_is_terminal(2)
@@ -161,7 +167,9 @@ function M.run(args)
   else
     local list = pictures_of(args)
     total = #list
-    if total == 0 then error({ usage = "pictures, a folder, or --input are expected" }, 0) end
+    if total == 0 then
+      error({ usage = args[2] == "-" and "no picture is named on standard input" or "pictures, a folder, or --input are expected" }, 0)
+    end
     say("%s%s", rule:describe(), found and "" or " (as DINOv2's own: there is no preprocessor_config.json)")
     local options = { alpha = "drop", orientation = args.upright or false }
     local done = 0
