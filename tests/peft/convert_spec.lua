@@ -138,12 +138,18 @@ describe("an adapter converted", function()
   it("is written by the command, which says what it wants", function()
     local code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/cli --dialect transformers5"):format(folder))
     assert.equal(0, code, err)
-    assert.matches("6 modules, transformers5", out)
+    assert.matches("6 modules, by the names of transformers 5\n", out)
     assert.equal(2, (run.weft "adapter"))
     code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/other --dialect transformers6"):format(folder))
     assert.equal(1, code)
     assert.equal("", out)
     assert.matches("did you mean", err)
+    for from, expected in pairs { [folder .. "/nowhere"] = "there is no such directory",
+      ["tests/golden/dinov2_mlp"] = "holds no adapter: there is no adapter_config.json in it" } do
+      code, _, err = run.weft(("adapter convert %s %s/other"):format(from, folder))
+      assert.equal(1, code)
+      assert.equal(("weft adapter: %s%s %s\n"):format(from, expected:find "holds" and "" or ":", expected), err)
+    end
   end)
 
   it("loads and saves again under every name, from adapters of transformers 5", function()

@@ -7,11 +7,16 @@ local M = {
   examples = { "weft adapter convert old-adapter new-adapter", "weft adapter convert mine theirs --dialect transformers5" },
 }
 
+local NAMES = { both = "transformers 4 and 5", transformers4 = "transformers 4", transformers5 = "transformers 5" }
+
 function M.run(args)
   if args[1] ~= "convert" or #args ~= 3 then error({ usage = "convert DIR OUT is expected" }, 0) end
   if args[2] == args[3] then error({ usage = "OUT must be another directory than DIR" }, 0) end
+  local files = require "weft.files"
+  if not files.exists(args[2]) then error(args[2] .. ": there is no such directory", 0) end
+  if not files.exists(args[2] .. "/adapter_config.json") then error(args[2] .. " holds no adapter: there is no adapter_config.json in it", 0) end
   local n = require("weft.peft.convert").convert(args[2], args[3], { dialect = args.dialect })
-  print(("%s: %d modules, %s"):format(args[3], n, args.dialect or "both"))
+  print(("%s: %d modules, by the names of %s"):format(args[3], n, NAMES[args.dialect or "both"]))
   return 0
 end
 

@@ -169,6 +169,9 @@ function Run.open(path, options)
   local json = require "weft.io.json"
   local record, message = json.read(dir .. "/config.json")
   if not record then return nil, ("%s is no run: %s"):format(dir, message) end
+  if type(record) ~= "table" or type(record.config) ~= "table" then
+    return nil, ("%s is no run: its config.json is not one of a run, which names a recipe and its values"):format(dir)
+  end
   local recipe = options.recipe
   if not recipe then
     local file = options.recipe_path or record.path
