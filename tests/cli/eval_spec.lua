@@ -23,7 +23,7 @@ describe("weft eval", function()
     assert.same(result.retrieval, made.scores.retrieval)
     assert.same(result.itm, made.scores.itm)
     assert.equal(result.captions.loss, made.scores.captions.loss)
-    assert.equal(#run.data.test.rows, made.protocol.pictures)
+    assert.equal(run.data.test:size(), made.protocol.pictures)
     assert.same(result.protocol, made.protocol)
     for _, e in ipairs(result.evaluations) do assert.equal(("step_%08d"):format(e.step), e.protocol.checkpoint) end
     assert.truthy(tiny.read(run.dir .. "/log.txt"):find("\nscores: held-out pictures of the run: ", 1, true))
