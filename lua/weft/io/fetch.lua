@@ -87,6 +87,7 @@ local function get(o, url, what)
     if code == 0 and status == 200 then return body end
     if code == 0 and status ~= 429 and status < 500 then refused(o, status, what) end
     complaint = code ~= 0 and text or "the server answers " .. status
+    if code == 6 or code == 7 then complaint = ("%s (%s; HF_ENDPOINT names another)"):format(text, url:match "^%a+://[^/]+") end
     if code ~= 0 and not broken[code] and code ~= 7 then break end
     if try < M.tries then pause(M.pause * try) end
   end
@@ -276,6 +277,9 @@ function M.fetch(name, options)
   if offline and offline ~= "0" and offline:lower() ~= "false" then return nil, "HF_HUB_OFFLINE is set: nothing is downloaded" end
   o.name, o.folder, o.token = name, hub.folder(name), environment "HF_TOKEN"
   o.endpoint = ((environment "HF_ENDPOINT" or "https://huggingface.co"):gsub("/+$", ""))
+  if not o.endpoint:find "^https?://[^/]" then
+    return nil, "HF_ENDPOINT: an address that begins with http:// or https:// is expected, got " .. o.endpoint
+  end
   local function run()
     local url = ("%s/api/models/%s/revision/%s"):format(o.endpoint, name, (o.revision:gsub("/", "%%2F")))
     local info, message = json.decode(get(o, url, ("%s at %s"):format(name, o.revision)))
