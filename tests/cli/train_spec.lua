@@ -96,11 +96,22 @@ describe("weft train", function()
     assert.truthy(err:find(work .. "/none: no temporary folder can be made there", 1, true), err)
   end)
 
+  it("leaves nothing either when Ctrl-C comes in the middle of a dry run", function()
+    local _, out = command.run(([[
+      TMPDIR='%s/for a moment'; export TMPDIR; bin/weft train %s --dry-run >%s/cut.txt 2>&1 &
+      for i in $(seq 200); do sleep 0.02; [ -n "$(ls "$TMPDIR")" ] && break; done
+      sleep 0.1; kill -INT $!; wait $!; echo "code $?"; tail -n 1 %s/cut.txt]]):format(work, tiny.words(root), work, work))
+    -- where it was done already there is nothing to be said
+    assert.truthy(out == "code 130\nweft train: interrupted\n" or out:find "^code 0\n.*nothing was kept", out)
+    assert.same({}, files.list(work .. "/for a moment"))
+  end)
+
   it("says in one message what is missing or wrong, with exit code 1 or 2", function()
     fails("", 2, "a recipe is expected, such as recipes/stage1.lua")
     fails("a.lua b.lua", 2, "one recipe is expected, got a.lua and b.lua")
     fails("a.lua --resume x", 2, "--resume takes its recipe from the run")
-    fails("recipes/none.lua", 1, "recipes/none.lua")
+    fails("recipes/none.lua", 1, "there is no recipes/none.lua")
+    fails("recipes/stage1", 1, "there is no recipes/stage1; did you mean recipes/stage1.lua?")
     tiny.write(work .. "/empty.lua", "return 3\n")
     fails(work .. "/empty.lua", 1, "does not return a recipe; end it with `return train.recipe { ... }`")
     tiny.write(work .. "/broken.lua", "return {\n")

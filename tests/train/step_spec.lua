@@ -454,3 +454,50 @@ describe("what a run says of itself", function()
     assert.is_false(require("weft.files").exists(other.dir .. "/log.txt"))
   end)
 end)
+
+describe("what a recipe's own functions return", function()
+  local function refused(run, losses)
+    local ok, message = pcall(steps, run, 1, losses)
+    assert.is_false(ok)
+    return message
+  end
+
+  it("is refused by name where it is no table of scalar losses", function()
+    local run = new_run()
+    assert.matches("losses: a table of losses by name is expected, such as { caption = loss }, got a number (3)",
+      refused(run, function() return 3 end), 1, true)
+    assert.matches("losses: a table of losses by name", refused(run, function() return weft.zeros {} end), 1, true)
+    assert.matches("losses: own: a tensor is expected, got a number (3)", refused(run, function() return { own = 3 } end), 1, true)
+    assert.matches("losses: own: one element is expected, got [2,3]; reduce it with :mean() or :sum()",
+      refused(run, function() return { own = weft.zeros { 2, 3 } } end), 1, true)
+  end)
+
+  it("may be tensors of one element among the metrics", function()
+    local run = new_run()
+    local own = run.model.metrics
+    run.model.metrics = function(self)
+      local out = own(self)
+      out.gate = self.fusion.text[1].gate
+      return out
+    end
+    steps(run, 1)
+    local row = tiny.metrics(run.dir)[1]
+    assert.equal(run.model.fusion.text[1].gate:item(), row.gate)
+    assert.is_number(row.tau)
+    run.model.metrics = function() return { wide = weft.zeros { 2 } } end
+    assert.matches("metrics: wide: a number, or a tensor of one element", refused(run), 1, true)
+    run.model.metrics = function() return 3 end
+    assert.matches("metrics: numbers by name are expected, got a number (3)", refused(run), 1, true)
+  end)
+
+  it("is refused where an evaluation's figures have no name", function()
+    local run = new_run()
+    run.evaluate = nil
+    for value, got in pairs { [3] = "a number (3)", [{ exact = 0.5 }] = "exact = a number (0.5)" } do
+      run.recipe.evaluate = { function() return { fine = { a = 1 } } end, function() return value end }
+      local ok, message = pcall(run.evaluate, run, "before")
+      assert.is_false(ok)
+      assert.matches("evaluate[2] is to return figures under a name, such as { exact = { share = 0.5 } }; it returned " .. got, message, 1, true)
+    end
+  end)
+end)

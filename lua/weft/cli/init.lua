@@ -11,7 +11,7 @@ local A = require "weft.cli.words"
 local M = {}
 
 ---Exit codes of every verb.
-M.OK, M.ERROR, M.USAGE, M.STOPPED = 0, 1, 2, 75
+M.OK, M.ERROR, M.USAGE, M.STOPPED, M.INTERRUPTED = 0, 1, 2, 75, 130
 
 -- In the order in which help lists them; those whose module is not installed are left out.
 local order = { "new", "train", "ablate", "eval", "caption", "features", "fetch", "inspect", "export", "adapter", "report",
@@ -64,7 +64,7 @@ function M.overview()
   lines[#lines + 1] = "\n  weft VERB --help           a verb's options, defaults and examples"
   lines[#lines + 1] = "  weft help NAME             a verb, an operator or a function"
   lines[#lines + 1] = "\nExit codes: 0 done, 1 error, 2 usage, 75 stopped by a signal with a "
-    .. "checkpoint written (try again)"
+    .. "checkpoint written (try again), 130 Ctrl-C"
   return table.concat(lines, "\n") .. "\n"
 end
 
@@ -124,6 +124,10 @@ function M.main(words)
   if type(code) == "table" and code.usage then
     complain("weft " .. name, code.usage .. ("\nweft %s --help lists what there is"):format(name))
     return M.USAGE
+  end
+  if tostring(code):find "interrupted!$" then  -- LuaJIT's own word for Ctrl-C
+    complain("weft " .. name, "interrupted")
+    return M.INTERRUPTED
   end
   complain("weft " .. name, type(code) == "table" and tostring(code.message) or code)
   return M.ERROR

@@ -51,6 +51,7 @@ local function plan_memory(run, room)
   local memory = require "weft.train.memory"
   local ok, estimate = pcall(memory.estimate, run)
   if not ok then
+    if tostring(estimate):find "interrupted!$" then error(estimate, 0) end  -- Ctrl-C
     run.log:line("dry run: no estimate by shapes alone: %s", tostring(estimate))
     return
   end

@@ -180,7 +180,8 @@ function M.find(root, kind, unseen)
   local ok, message = reader(rows, counts, root, found == kind and file or root .. "/" .. (default[kind] or ""))
   if not ok then return nil, message end
   if rows:size() == 0 then
-    return nil, ("no captioned pictures below %s (kind %s): %d pictures without a caption, %d captions whose picture is not there")
+    return nil, ("no captioned pictures below %s (kind %s): %d pictures without a caption, %d captions whose picture is not there; "
+      .. "dog.jpg has its caption in dog.txt beside it, or in a captions.csv")
       :format(root, kind, counts.without, counts.missing)
   end
   return rows, counts, kind

@@ -59,16 +59,16 @@ end
 function M.complete(options)
   local c = A.options(options, M.defaults, "peft.lora")
   if not whole(c.rank) or c.rank < 1 then
-    A.raise("peft.lora: rank: a whole number from 1 is expected, got %s", tostring(c.rank))
+    A.raise("peft.lora: rank: a whole number from 1 is expected, got %s", A.typename(c.rank))
   end
   for _, key in ipairs { "rslora", "dora", "lora_bias" } do
     if type(c[key]) ~= "boolean" then A.raise("peft.lora: %s: true or false is expected, got %s", key, A.typename(c[key])) end
   end
   if type(c.alpha) ~= "number" or not (c.alpha > 0 and c.alpha < math.huge) then
-    A.raise("peft.lora: alpha: a number above 0 is expected, got %s", tostring(c.alpha))
+    A.raise("peft.lora: alpha: a number above 0 is expected, got %s", A.typename(c.alpha))
   end
   if type(c.dropout) ~= "number" or not (c.dropout >= 0 and c.dropout < 1) then
-    A.raise("peft.lora: dropout must lie in [0, 1), got %s", tostring(c.dropout))
+    A.raise("peft.lora: dropout must lie in [0, 1), got %s", type(c.dropout) == "number" and tostring(c.dropout) or A.typename(c.dropout))
   end
   if type(c.init) ~= "string" or not c.init:find "^pissa_niter_%d+$" then one_of(c.init, M.inits, "init") end
   if c.init == "orthogonal" and whole(c.rank) and c.rank % 2 == 1 then

@@ -46,6 +46,8 @@ end
 ---@return table recipe
 function M.load_recipe(path, overrides, values)
   path = shipped(path)
+  local exists = require("weft.files").exists
+  if not exists(path) then A.raise("recipe: there is no %s%s", path, exists(path .. ".lua") and ("; did you mean %s.lua?"):format(path) or "") end
   local chunk, message = loadfile(path)
   if not chunk then A.raise("recipe: %s", message) end
   -- a recipe may require what lies beside it, and the parts that came with weft

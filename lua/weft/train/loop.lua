@@ -1,4 +1,5 @@
 -- loop.lua: epochs, batches and the whole of a training run, to its result.json.
+local A = require "weft.args"
 local autograd = require "weft.autograd"
 local config_of = require "weft.config"
 local files = require "weft.files"
@@ -72,6 +73,20 @@ local function eta(seconds)
   return seconds < 90 and ("%ds"):format(seconds) or seconds < 5400 and ("%dmin"):format(seconds / 60) or ("%.1fh"):format(seconds / 3600)
 end
 
+-- What the model tells of a step beside its losses: numbers by name.
+local function metrics_of(model)
+  local out, given = {}, model.metrics and model:metrics() or {}
+  if type(given) ~= "table" or A.is_tensor(given) then A.raise("metrics: numbers by name are expected, got %s", A.typename(given)) end
+  for name, v in pairs(given) do
+    local one = A.is_tensor(v) and v:numel() == 1
+    if not one and type(v) ~= "number" and type(v) ~= "string" then
+      A.raise("metrics: %s: a number, or a tensor of one element such as :mean(), is expected, got %s", tostring(name), A.typename(v))
+    end
+    out[name] = one and v:item() or v
+  end
+  return out
+end
+
 ---Writes the step to metrics.jsonl and the status line.
 function M:report()
   local o = self.options
@@ -86,8 +101,7 @@ function M:report()
   for i, group in ipairs(self.optimizer.groups) do row["lr_" .. group.name] = self.rates[i] end
   for name, v in pairs(self.model.priors and self.model:priors() or {}) do row["prior_" .. name] = v end
   for name, v in pairs(self.sums) do row["loss_" .. name] = v end
-  local extra = self.model.metrics and self.model:metrics() or {}
-  for k, v in pairs(extra) do row[k] = v end
+  for k, v in pairs(metrics_of(self.model)) do row[k] = v end
   for k, v in pairs(row) do
     if type(v) == "number" and (v ~= v or math.abs(v) == math.huge) then row[k] = tostring(v) end
   end
@@ -127,6 +141,18 @@ local function sorted(t)
   return keys
 end
 
+-- What an evaluation returned, if it is figures under names.
+local function figures(value, i)
+  local got = type(value) ~= "table" and A.typename(value)
+  for name, list in pairs(not got and value or {}) do
+    if type(list) ~= "table" then got = ("%s = %s"):format(tostring(name), A.typename(list)) end
+  end
+  if got then
+    A.raise("recipe: evaluate[%d] is to return figures under a name, such as { exact = { share = 0.5 } }; it returned %s", i, got)
+  end
+  return value
+end
+
 ---Evaluates everything that the recipe names, under a label such as "before" or "Phase 1".
 function M:evaluate(label)
   local values = {}
@@ -137,8 +163,8 @@ function M:evaluate(label)
   memory.unwatch(self)
   self.model:eval()
   autograd.no_grad(function()
-    for _, fn in ipairs(self.data.test:size() > 0 and self.recipe.evaluate or {}) do
-      for k, v in pairs(fn(self)) do values[k] = v end
+    for i, fn in ipairs(self.data.test:size() > 0 and self.recipe.evaluate or {}) do
+      for k, v in pairs(figures(fn(self), i)) do values[k] = v end
     end
   end)
   self.model:train()
@@ -267,6 +293,7 @@ function M:finish()
   if self.events then self.events:finish(true) end
   if text then self.log:line("%s", text) end
   self.log:line("done in %s: %s/result.json", eta(result.seconds), self.dir)
+  if made and wrote then self.log:line("to read: %s/report.html   to look inside: weft repl %s", self.dir, self.dir) end
   return result
 end
 

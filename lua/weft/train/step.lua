@@ -30,10 +30,24 @@ function M:total(losses)
   return total
 end
 
+-- Losses, if they are scalars by name.
+local function checked(losses)
+  if type(losses) ~= "table" or A.is_tensor(losses) then
+    A.raise("losses: a table of losses by name is expected, such as { caption = loss }, got %s", A.typename(losses))
+  end
+  for name, loss in pairs(losses) do
+    if not A.is_tensor(loss) then A.raise("losses: %s: a tensor is expected, got %s", tostring(name), A.typename(loss)) end
+    if loss:numel() ~= 1 then
+      A.raise("losses: %s: one element is expected, got [%s]; reduce it with :mean() or :sum()", tostring(name), table.concat(loss.shape, ","))
+    end
+  end
+  return losses
+end
+
 -- Adds a micro-step's gradients; its losses go to the step's sums.
 local function accumulate(self, batch, fn)
   local n = self.options.accumulate
-  local losses = fn(batch)
+  local losses = checked(fn(batch))
   local total = self:total(losses)
   local names, list, bad = sorted(losses), {}, nil
   for i, name in ipairs(names) do list[i] = losses[name] end
