@@ -77,8 +77,8 @@ describe("weft fetch #slow", function()
 
   local home
   local function fetch(words, environment)
-    return run.run(("%s HF_ENDPOINT=http://127.0.0.1:%s/ HF_HOME=%s bin/weft fetch %s"):format(
-      environment or "", port, home, words or "someone/tiny"))
+    return run.run(("HF_HUB_OFFLINE= HF_ENDPOINT=http://127.0.0.1:%s/ HF_HOME=%s %s bin/weft fetch %s"):format(
+      port, home, environment or "", words or "someone/tiny"))
   end
   before_each(function()
     home = folder .. "/home" .. count

@@ -146,9 +146,9 @@ describe("an adapter converted", function()
     assert.matches("did you mean", err)
     for from, expected in pairs { [folder .. "/nowhere"] = "there is no such directory",
       ["tests/golden/dinov2_mlp"] = "holds no adapter: there is no adapter_config.json in it" } do
-      code, _, err = run.weft(("adapter convert %s %s/other"):format(from, folder))
-      assert.equal(1, code)
-      assert.equal(("weft adapter: %s%s %s\n"):format(from, expected:find "holds" and "" or ":", expected), err)
+      local status, _, text = run.weft(("adapter convert %s %s/other"):format(from, folder))
+      assert.equal(1, status)
+      assert.equal(("weft adapter: %s%s %s\n"):format(from, expected:find "holds" and "" or ":", expected), text)
     end
   end)
 
