@@ -7,7 +7,7 @@ local Module = require("weft.nn.module").base
 
 local function load(kind, overrides) return dinov2.from_pretrained("tests/golden/dinov2_" .. kind, overrides) end
 
-for _, kind in ipairs { "mlp", "swiglu", "registers" } do
+for _, kind in ipairs { "mlp", "swiglu", "registers", "swiglu_registers" } do
   describe("dinov2 " .. kind, function()
     local golden = compare.golden("dinov2_" .. kind .. "/io.safetensors")
 
