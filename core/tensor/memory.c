@@ -34,6 +34,9 @@ typedef struct block { struct block *next; } block;
 typedef struct header { int class; } header;
 static int64_t held;                   // bytes of all blocks, live and waiting
 static block *cache[CLASSES];
+static int64_t taken[CLASSES];         // blocks of a class that the system gave since it was trimmed
+#define COMPANY ((int64_t)64 << 10)    // bytes that a class grows by at most beside what is asked for
+#define LARGE 64                       // the first class of blocks above 64 KiB
 
 static int class_of(int64_t nbytes, int64_t *rounded) {
     if (nbytes <= 512) {
@@ -63,10 +66,10 @@ static int64_t size_of_class(int c) {
     return ((int64_t)1 << shift) + (int64_t)((c - 8) % 8 + 1) * ((int64_t)1 << (shift - 3));
 }
 
-// A waiting block of class c, or of one up to twice as large: shapes that vary from step to step
+// A waiting block of class c, or of one up to twice as large, four times where it is small: shapes that vary from step to step
 // share blocks then, instead of each keeping its own.
 static block *take_cached(int c) {
-    int last = c < 8 ? c : c + 8;
+    int last = c >= 8 && c < LARGE ? c + 16 : c + 8;
     for (int k = c; k <= last && k < CLASSES; k++) {
         block *p = cache[k];
         if (!p) continue;
@@ -74,6 +77,22 @@ static block *take_cached(int c) {
         return p;
     }
     return NULL;
+}
+
+// A class of small blocks that ran short doubles: shapes that vary from step to step, as captions do, would
+// else ask the system for one more now and then, for hundreds of steps. Large blocks have no company.
+static void bring_more(weft_memory *m, int c, int64_t rounded) {
+    int64_t more = taken[c] < COMPANY / rounded ? taken[c] : COMPANY / rounded;
+    taken[c] += 1 + more;
+    for (; more > 0 && m->limit == 0; more--) {
+        header *h = weft_system_alloc(rounded + HEADER, m);
+        if (!h) return;
+        h->class = c;
+        block *p = (block *)(void *)((char *)h + HEADER);
+        p->next = cache[c];
+        cache[c] = p;
+        held += rounded;
+    }
 }
 
 // Memory of the system, with its class in front. What waits is handed back first when it is more
@@ -91,6 +110,7 @@ static block *take_new(weft_backend *b, int c, int64_t rounded) {
     if (!h) return NULL;
     h->class = c;
     held += rounded;
+    bring_more(m, c, rounded);
     return (block *)(void *)((char *)h + HEADER);
 }
 
@@ -130,6 +150,7 @@ static void cpu_release(weft_backend *b, void *data, int64_t nbytes) {
 
 static void cpu_trim(weft_backend *b) {
     for (int c = 0; c < CLASSES; c++) {
+        taken[c] = 0;
         while (cache[c]) {
             block *p = cache[c];
             cache[c] = p->next;

@@ -53,6 +53,37 @@ describe("stage 1", function()
     run.epoch, run.position, run.epoch_done = 3, 0, nil
     check(phase(), "Phase 2")
   end)
+
+  it("asks the system for nothing either where captions of every length come in an order of each epoch's own #slow", function()
+    local words = { "red", "a", "blue", "bar", "square", "x" }
+    for i = 1, 24 do
+      local text = {}
+      for k = 1, 1 + i * 5 % 9 do text[k] = words[i * k % 6 + 1] end
+      tiny.write(("%s/%02d.txt"):format(root, i), ("Number %d %s\n"):format(i, table.concat(text, " ")))
+    end
+    local varied, remove_varied = tiny.run(root, { "log_every=100000", "warmup_epochs=70", "epochs=140", "data.length=20" })
+    varied.evaluate = run.evaluate
+    varied.model:train()
+    local step, late, tokens = {}, {}, {}
+    for _ in varied:epochs() do
+      local name = varied.phase.name
+      collectgarbage()  -- handles of batches that are gone are no matter of the step
+      collectgarbage()
+      for batch in varied:batches() do
+        step[name] = (step[name] or 0) + 1
+        local n, seen = step[name], weft.memory().system_calls
+        tokens[batch.tokens] = true
+        varied:train_step(batch, function(b) return varied.model:losses(b) end)
+        if n > WARM and weft.memory().system_calls > seen then late[#late + 1] = ("%s, step %d"):format(name, n) end
+      end
+    end
+    remove_varied()
+    assert.same({}, late)
+    assert.same({ ["Phase 1"] = 280, ["Phase 2"] = 280 }, step)
+    local lengths = 0
+    for _ in pairs(tokens) do lengths = lengths + 1 end
+    assert.is_true(lengths > 4)
+  end)
 end)
 
 describe("an encoder's step", function()
