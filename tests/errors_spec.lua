@@ -118,3 +118,13 @@ describe("an error", function()
     assert.is_true(weft.grad_enabled())
   end)
 end)
+
+describe("a LuaJIT whose objects end at 2 GB", function()
+  it("is refused at the start, in a sentence", function()
+    local command = require "tests.support.command"
+    local status, _, err = command.run([[luajit -e 'local ffi = require "ffi"; local abi = ffi.abi
+      ffi.abi = function(what) return what ~= "gc64" and abi(what) end; require "weft"']])
+    assert.equal(1, status)
+    assert.truthy(err:find("weft wants a 64-bit LuaJIT with 64-bit GC (gc64); this one holds at most 2 GB of Lua objects", 1, true), err)
+  end)
+end)

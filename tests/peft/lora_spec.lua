@@ -475,6 +475,7 @@ describe("files", function()
     assert.same({ 2, 6 }, state["base_model.model.layer.0.query.lora_A.weight"].shape)
     local readme = assert(files.read(dir .. "/README.md"))
     assert.matches("rank 2, alpha 4 (branch times 2), on 6 modules (query, value)", readme, 1, true)
+    assert.matches("It is one of the trained parts", readme, 1, true)
   end)
 
   it("say what an adapter does", function()
