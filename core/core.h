@@ -86,11 +86,19 @@ typedef struct weft_storage {
     int64_t nbytes, refs;
     uint32_t version;
     int32_t device;
+    int64_t capture;              // the last capture that made it or holds it
     void (*release)(void *);      // borrowed memory: called instead of freeing
     void *context;
 } weft_storage;
 
 weft_storage *weft_storage_new(int64_t nbytes, int device);
+// While a graph is captured on a device: what its kernels read and write stays as long as the graph.
+extern int64_t weft_capture;      // number of the capture under way; 0: none
+weft_status weft_capture_holds(weft_storage *s);
+static inline weft_status weft_capture_hold(weft_storage *s) {
+    return weft_capture && s->capture != weft_capture ? weft_capture_holds(s) : WEFT_OK;
+}
+void weft_capture_made(weft_storage *s);
 void weft_storage_retain(weft_storage *s);
 void weft_storage_release(weft_storage *s);
 

@@ -60,6 +60,16 @@ typedef struct weft_backend {
     weft_status (*after)(struct weft_backend *, int op);    // after each kernel, where asked for
     weft_device_counters *counters;
     const weft_collectives *collectives;            // NULL: the device has none
+    // Graphs; NULL where a device has none. From begin to end nothing is run: it is kept, to be launched
+    // as one, and what would have to run at once (copies from and to the host, waiting) is refused.
+    weft_status (*capture_begin)(struct weft_backend *);
+    // What draws add to their counters, and what AdamW and EMA take as rates, from here on in the
+    // capture: addresses on the device, read at each launch; NULL: what the call says.
+    void (*capture_bind)(struct weft_backend *, const void *clock, const void *rates);
+    weft_status (*capture_end)(struct weft_backend *, void **graph);   // graph NULL: it is dropped
+    weft_status (*graph_launch)(struct weft_backend *, void *graph);
+    void (*graph_free)(struct weft_backend *, void *graph);
+    void (*graph_size)(void *graph, int64_t *kernels, int64_t *nbytes);
 } weft_backend;
 
 // --- a device library's one door

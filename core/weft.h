@@ -71,6 +71,7 @@ typedef struct weft_memory {
 // What a device did so far. All of these are 0 for the CPU.
 typedef struct weft_device_counters {
     int64_t launches, uploads, downloads, upload_bytes, download_bytes, synchronizations;
+    int64_t graphs;        // launches of graphs; their kernels are not counted one by one
 } weft_device_counters;
 
 // State that a binding reads on every call.
@@ -106,6 +107,22 @@ const char *weft_cuda_describe(int device);  // "NVIDIA H200, ..."; NULL when th
 const char *weft_cuda_about(void);    // "built for ...": their library; NULL when it can't be loaded
 weft_status weft_synchronize(int device);    // waits until the device has done all it was given
 weft_device_counters *weft_counters_of(int device);  // NULL when there is no such device
+
+// --- graphs: what a GPU is given between begin and end is not run but kept, and launched as one, as often
+// as wanted. Reading a value, waiting, and data that comes from the host are refused in between: a graph
+// computes anew from what its inputs hold. It keeps their memory, and that of its results.
+typedef struct weft_graph weft_graph;
+weft_graph *weft_graph_begin(int device);               // NULL and the reason where there are none
+// From here on draws add clock (one int64) to their counters, and AdamW and EMA take rates (four float64)
+// in place of their attributes: those of weft_adamw_rates or 1 - decay, and last whether to move at all
+// (above 0). Both lie on the device and are read at each launch. NULL: what the call says.
+weft_status weft_graph_bind(weft_graph *g, const weft_tensor *clock, const weft_tensor *rates);
+weft_status weft_graph_end(weft_graph *g);              // g is to be freed where this fails
+weft_status weft_graph_launch(weft_graph *g);
+int64_t weft_graph_kernels(const weft_graph *g);
+int64_t weft_graph_bytes(const weft_graph *g);          // memory that is its own
+void weft_graph_free(weft_graph *g);                    // also in the midst of a capture
+void weft_adamw_rates(double lr, double beta1, double beta2, double weight_decay, int64_t step, double out[3]);
 
 // --- making and freeing tensors
 weft_tensor *weft_empty(const int64_t *shape, int n_shape, int dtype, int device);

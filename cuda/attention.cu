@@ -2,6 +2,7 @@
 // positions. Queries and keys meet in tiles in shared memory; the matrix of scores never exists.
 // bfloat16 with heads up to 128 goes to the tensor cores of attention_bf16.cu.
 #include "cuda/attention.h"
+#include "cuda/draws.h"
 #include "cuda/block.h"
 #include "cuda/each.h"
 
@@ -364,12 +365,14 @@ static void set_mask(attention_args *a, const weft_view *mask) {
 }
 
 // The rule of weft_kept, compared as integers: word >> 8 < 2^24 p.
-static void set_dropout(attention_args *a, double p, const weft_attrs *at) {
+static weft_status set_dropout(attention_args *a, double p, const weft_call *call) {
     a->drop = p > 0;
     a->drop_below = (uint32_t)std::ceil(p * 0x1p24);
     a->keep = p < 1 ? 1 / (1 - p) : 0;
-    a->key = at->rng_key;
-    a->counter = at->rng_counter;
+    a->key = call->at->rng_key;
+    a->counter = call->at->rng_counter;
+    a->clock = device_of(call)->clock;
+    return p > 0 ? named_draw(call) : WEFT_OK;
 }
 
 static attention_args common_args(const weft_view *q, const weft_view *k, const weft_view *v, double scale) {
@@ -394,7 +397,7 @@ CUDA_KERNEL(scaled_dot_product_attention) {
     a.lse = heads_of(call->out[1]);
     a.causal = at->AT(scaled_dot_product_attention, causal) != 0;
     set_mask(&a, call->in[3]);
-    set_dropout(&a, at->AT(scaled_dot_product_attention, p), at);
+    TRY(set_dropout(&a, at->AT(scaled_dot_product_attention, p), call));
     const int64_t heads = q->shape[0] * a.heads;
     return with_float(q->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);
@@ -416,7 +419,7 @@ CUDA_KERNEL(attention_backward) {
     a.dv = heads_of(call->out[2]);
     a.causal = at->AT(attention_backward, causal) != 0;
     set_mask(&a, call->in[4]);
-    set_dropout(&a, at->AT(attention_backward, p), at);
+    TRY(set_dropout(&a, at->AT(attention_backward, p), call));
     if (heads == 0 || (a.n == 0 && a.m == 0)) return WEFT_OK;
     return with_float(q->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);

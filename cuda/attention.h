@@ -25,7 +25,9 @@ struct attention_args {
     double scale, keep;  // keep: what dropout multiplies by
     uint32_t drop_below; // dropped where the upper 24 bits of the word are below
     uint64_t key, counter;
+    const uint64_t *clock;
     template <class V> void visit(V &v_) {
+        v_(clock);
         for (head_view *p : { &q, &k, &v, &y, &dy, &dq, &dk, &dv, &lse }) v_(p->data);
         v_(delta);
         v_(only_read(mask));
@@ -64,7 +66,7 @@ template <class T> DEVICE wide_t<T> masked(const attention_args &a, int64_t head
 
 // Bits 0..3: which of the elements 4 * block .. 4 * block + 3 of [B, H, N, M] dropout keeps.
 DEVICE unsigned kept_bits(const attention_args &a, uint64_t block) {
-    const weft_philox4 w = weft_philox(a.key, a.counter, block);
+    const weft_philox4 w = weft_philox(a.key, counter_now(a.counter, a.clock), block);
     unsigned bits = 0;
     for (int i = 0; i < 4; i++) bits |= (unsigned)(w.v[i] >> 8 >= a.drop_below) << i;
     return bits;

@@ -100,8 +100,14 @@ static weft_status complaints(cuda_device *d) {
     return weft_fail(WEFT_EINVAL, "%s: fault %d on %s", op, f.what, d->name);
 }
 
+weft_status cuda_not_captured(cuda_device *d, const char *what) {
+    if (!d->capturing) return WEFT_OK;
+    return weft_fail(WEFT_EUNSUPPORTED, "%s while a graph is captured on %s, and nothing has run", what, d->name);
+}
+
 static weft_status synchronize(weft_backend *b) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
+    TRY(cuda_not_captured(d, "the device is waited for"));
     d->counters.synchronizations++;
     TRY(cuda_check(cudaStreamSynchronize(d->stream), "waiting for the device"));
     return complaints(d);
@@ -111,7 +117,7 @@ static weft_status synchronize(weft_backend *b) {
 static weft_status after(weft_backend *b, int op) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
     (void)op;
-    return d->blocking ? synchronize(b) : WEFT_OK;
+    return d->blocking && !d->capturing ? synchronize(b) : WEFT_OK;
 }
 
 weft_status cuda_fill(weft_backend *b, const weft_view *y, double value);     // elementwise.cu
@@ -158,6 +164,12 @@ static weft_backend *open_device(int index, int32_t device) {
     d->base.after = after;
     d->base.counters = &d->counters;
     d->base.collectives = &cuda_collectives;
+    d->base.capture_begin = cuda_capture_begin;
+    d->base.capture_bind = cuda_capture_bind;
+    d->base.capture_end = cuda_capture_end;
+    d->base.graph_launch = cuda_graph_launch;
+    d->base.graph_free = cuda_graph_free;
+    d->base.graph_size = cuda_graph_size;
     if (prepare(d) == WEFT_OK) return &d->base;
     free(d);
     return nullptr;

@@ -64,6 +64,9 @@ struct cuda_device {
     char *staging;             // pinned, for uploads
     int64_t staging_size, staging_at;
     cudaEvent_t staged[2];     // the last copy out of each half
+    bool capturing;            // a graph: nothing runs now
+    const uint64_t *clock;     // of the capture: what draws add to their counters
+    const double *rates;       // of the capture: what AdamW and EMA move by
     bool blocking;             // WEFT_CUDA_BLOCKING: wait and check after each operator
     weft_memory memory;
     weft_device_counters counters;
@@ -79,6 +82,8 @@ static inline cuda_device *device_of(const weft_call *call) {
 }
 static inline cudaStream_t stream_of(const weft_call *call) { return device_of(call)->stream; }
 
+// Refuses, while a graph is captured, what would have to run at once.
+weft_status cuda_not_captured(cuda_device *d, const char *what);
 weft_status cuda_check(cudaError_t code, const char *what);   // WEFT_EIO with CUDA's own words
 weft_status cuda_before_launch(const weft_call *call, const void *kernel, size_t shared);
 weft_status cuda_launched(const weft_call *call, const char *kernel);
@@ -138,6 +143,9 @@ DEVICE int64_t row_at(const weft_rows &r, int64_t i) {
 static inline bool rows_aligned(const weft_rows &r, int64_t elements) {
     return (r.inner == 1 || r.row % elements == 0) && (r.outer == 1 || r.block % elements == 0);
 }
+
+// --- draws. A graph's kernels keep the counter that they were captured with; its clock moves all on.
+DEVICE uint64_t counter_now(uint64_t counter, const uint64_t *clock) { return clock ? counter + *clock : counter; }
 
 // --- dtypes. A kernel is a template over its storage type T and computes in wide_t<T>.
 template <class T> struct wide { typedef T type; };

@@ -59,6 +59,28 @@ CUDA_KERNEL(index_select) {
     return copy_stretches(call, x, call->in[1], x->shape[dim], weft_span(x, dim + 1, x->ndim), OP_index_select);
 }
 
+// --- index_copy_: x[index[k]] = src[k]
+template <class U> __global__ void __launch_bounds__(EACH_THREADS) place_kernel(const stretches s) {
+    for (int64_t i = THREAD_INDEX; i < s.numel; i += THREAD_COUNT) {
+        int64_t u;
+        const int64_t k = divided(i, s.units, &u), at = s.index[row_at(s.index_at, k)];
+        if (at >= s.rows) s.faults.complain(FAULT_INDEX, (double)at, 0, (double)(s.rows - 1), k);
+        else if (at >= 0) static_cast<U *>(s.y)[at * s.units + u] = static_cast<const U *>(s.x)[i];
+    }
+}
+
+CUDA_KERNEL(index_copy_) {
+    const weft_view *x = call->in[0], *index = call->in[1], *src = call->in[2];
+    const int64_t row = weft_span(x, 1, x->ndim) * cuda_host->dtype_size(x->dtype);
+    if (src->numel == 0) return WEFT_OK;
+    const int64_t unit = unit_of((uint64_t)(uintptr_t)x->data | (uint64_t)(uintptr_t)src->data | (uint64_t)row);
+    const stretches s = { src->data, x->data, static_cast<const int64_t *>(index->data), elements_of(index),
+                          index->numel * row / unit, index->numel, x->shape[0], row / unit, faults(call, OP_index_copy_) };
+    return with_unit(unit, [&](auto tag) {
+        return LAUNCH(call, (place_kernel<TYPE_OF(tag)>), blocks_for(s.numel, EACH_THREADS), EACH_THREADS, 0, s);
+    });
+}
+
 // --- keys of a vector of indices: index, then position
 struct vector_keys {
     const int64_t *index;

@@ -4,6 +4,7 @@
 // the CPU draws it; its factor 1 / (1 - p) goes into the products, which costs nothing and no rounding.
 #include "cuda/blas.h"
 #include "cuda/calls.h"
+#include "cuda/draws.h"
 #include "cuda/low_rank.h"
 
 enum { NEED_DX = 1, NEED_DW = 2, NEED_DBIAS = 4, NEED_DA = 8, NEED_DB = 16 };
@@ -19,10 +20,10 @@ static uint32_t limit_of(const dropout *d) {
     return limit + ((double)limit < scaled);
 }
 
-static low_rank branch(const dropout *d, int64_t rows, int64_t r) {
+static low_rank branch(const weft_call *call, const dropout *d, int64_t rows, int64_t r) {
     low_rank p = {};
     p.rows = rows, p.r = p.line = r;
-    p.key = d->at->rng_key, p.counter = d->at->rng_counter;
+    p.key = d->at->rng_key, p.counter = d->at->rng_counter, p.clock = device_of(call)->clock;
     p.limit = limit_of(d);
     p.after = 1;
     return p;
@@ -48,10 +49,11 @@ CUDA_KERNEL(lora_linear) {
     const weft_view *y = call->out[0], *h = call->out[1];
     const int64_t rows = weft_span(x, 0, x->ndim - 1), in = weight->shape[1], out = weight->shape[0], r = a->shape[0];
     const dropout d = dropout_of(call->at, call->at->AT(lora_linear, p));
+    if (d.p > 0) TRY(named_draw(call));
     const int dtype = x->dtype;
     if (rows == 0) return WEFT_OK;
     TRY(product(call, dtype, { rows, out, in }, 1, x->data, false, weight->data, true, 0, y->data, bias ? bias->data : nullptr));
-    low_rank p = branch(&d, rows, r);
+    low_rank p = branch(call, &d, rows, r);
     p.turned = true;
     p.in = in, p.out = out;
     p.x = x->data, p.down = a->data, p.up = b->data, p.h = h->data, p.y = y->data;
@@ -66,6 +68,7 @@ CUDA_KERNEL(lora_linear_backward) {
     const int64_t needs = call->at->AT(lora_linear_backward, needs);
     const double scale = call->at->AT(lora_linear_backward, scale);
     const dropout d = dropout_of(call->at, call->at->AT(lora_linear_backward, p));
+    if (d.p > 0) TRY(named_draw(call));
     const bool need_dx = needs & NEED_DX, need_da = needs & NEED_DA, masked = d.p > 0;
     const bool onto = call->at->AT(lora_linear_backward, onto) != 0;
     const int dtype = dy->dtype;
@@ -78,7 +81,7 @@ CUDA_KERNEL(lora_linear_backward) {
         scratch t(call, rows * r * size);
         if (!t.data) return WEFT_ENOMEM;
         if (need_dx) TRY(product(call, dtype, { rows, in, out }, 1, dy->data, false, weight->data, false, onto, dx));
-        low_rank p = branch(&d, rows, r);
+        low_rank p = branch(call, &d, rows, r);
         p.in = out, p.out = in;
         p.x = dy->data, p.down = b->data, p.up = need_dx ? a->data : nullptr, p.h = t.data, p.y = need_dx ? dx : nullptr;
         p.drop_y = masked;

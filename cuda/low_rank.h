@@ -17,8 +17,9 @@ struct low_rank {
     double before, after;
     bool turned, drop_x, drop_y;
     uint64_t key, counter;
+    const uint64_t *clock;
     uint32_t limit;             // kept: word >> 8 at least this
-    template <class V> void visit(V &v) { v(x), v(down), v(up), v(h), v.adds_to(y); }
+    template <class V> void visit(V &v) { v(clock), v(x), v(down), v(up), v(h), v.adds_to(y); }
 };
 // r up to any size: more than LOW_RANK_MOST take several launches.
 weft_status cuda_low_rank(const weft_call *call, int dtype, low_rank p);

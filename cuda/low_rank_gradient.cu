@@ -12,8 +12,9 @@ struct rank_gradient {
     void *sums;             // [pieces, r, in], of D's type where there is one piece, else wide
     int64_t rows, in, r, line, piece;
     uint64_t key, counter;
+    const uint64_t *clock;
     uint32_t limit;
-    template <class V> void visit(V &v) { v(t), v(x), v(sums); }
+    template <class V> void visit(V &v) { v(clock), v(t), v(x), v(sums); }
 };
 
 // --- tensor cores: each of 4 warps has 16 columns and every rank; 64 rows a stage, in two stages.
@@ -150,7 +151,7 @@ weft_status cuda_low_rank_gradient(const weft_call *call, int dtype, const low_r
     p.x = x;
     p.rows = of.rows, p.in = in, p.line = of.line;
     p.piece = share < LEAST_PIECE ? LEAST_PIECE : share;
-    p.key = of.key, p.counter = of.counter, p.limit = of.limit;
+    p.key = of.key, p.counter = of.counter, p.clock = of.clock, p.limit = of.limit;
     const int64_t pieces = of.rows > 0 ? ceil_div(of.rows, p.piece) : 1, most = of.r < LOW_RANK_MOST ? of.r : LOW_RANK_MOST;
     const dim3 grid((unsigned)ceil_div(in, TILE_COLUMNS), (unsigned)pieces);
     return with_float(dtype, [&](auto tag) {

@@ -11,7 +11,7 @@
 
 // Bits 0..3: which of the elements 4 * block .. 4 * block + 3 are kept.
 template <class P> DEVICE unsigned kept_four(const P &p, int64_t block) {
-    const weft_philox4 w = weft_philox(p.key, p.counter, (uint64_t)block);
+    const weft_philox4 w = weft_philox(p.key, counter_now(p.counter, p.clock), (uint64_t)block);
     unsigned bits = 0;
     for (int i = 0; i < 4; i++) bits |= (unsigned)(w.v[i] >> 8 >= p.limit) << i;
     return bits;

@@ -13,8 +13,17 @@
 #define SLACK ((int64_t)1 << 30)
 #define STAGING ((int64_t)32 << 20)     // two halves, filled in turn
 
+struct cuda_pool {
+    struct block { int64_t size; int c; bool live; };       // live: some tensor's, or a kernel's scratch
+    std::unordered_map<void *, block> blocks;
+    std::vector<void *> waiting[CLASSES];       // while its graph is captured
+    int64_t nbytes = 0;
+};
+
 struct cuda_blocks {
     std::vector<void *> waiting[CLASSES];
+    cuda_pool *pool = nullptr;                  // of the graph that is being captured
+    std::unordered_map<void *, cuda_pool *> pool_of;    // of blocks that belong to one
     std::unordered_map<void *, int> class_of;   // of every block, live or waiting
     int64_t held = 0;                           // bytes of all of them
     bool exact = false;                         // WEFT_CUDA_NO_CACHE: each tensor is an allocation of its own
@@ -70,6 +79,7 @@ static void *from_driver(cuda_device *d, int64_t nbytes) {
 void cuda_trim(weft_backend *b) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
     bool waited = false;
+    if (d->capturing) return;       // waiting is out of the question
     for (int c = 0; c < CLASSES; c++) {
         for (void *p : d->blocks->waiting[c]) {
             if (!waited) cudaStreamSynchronize(d->stream);
@@ -92,14 +102,62 @@ static void *exactly(cuda_device *d, int64_t nbytes) {
     return p;
 }
 
+// --- blocks of graphs. A graph's kernels know addresses: what it was given while captured is its own
+// until it is freed, and counts as live. Within the capture blocks are used again, since a graph's
+// kernels run in order too.
+cuda_pool *cuda_pool_begin(cuda_device *d) { return d->blocks->pool = new cuda_pool; }
+void cuda_pool_end(cuda_device *d) { d->blocks->pool = nullptr; }
+int64_t cuda_pool_bytes(const cuda_pool *pool) { return pool->nbytes; }
+
+static void *from_pool(cuda_pool *pool, int c) {
+    for (int k = c; k <= c + 4 && k < CLASSES; k++) {
+        if (pool->waiting[k].empty()) continue;
+        void *p = pool->waiting[k].back();
+        pool->waiting[k].pop_back();
+        pool->blocks[p].live = true;
+        return p;
+    }
+    return nullptr;
+}
+
+static void *into_pool(cuda_device *d, void *p, int64_t size, int c) {
+    cuda_pool *pool = d->blocks->pool;
+    if (!p || !pool) return p;
+    pool->blocks[p] = { size, c, true };
+    pool->nbytes += size;
+    d->blocks->pool_of[p] = pool;
+    return p;
+}
+
+// Whether the block is a graph's, which keeps it.
+static bool back_to_pool(cuda_device *d, void *p) {
+    if (d->blocks->pool_of.empty()) return false;
+    auto it = d->blocks->pool_of.find(p);
+    if (it == d->blocks->pool_of.end()) return false;
+    cuda_pool::block &block = it->second->blocks[p];
+    block.live = false;
+    if (it->second == d->blocks->pool && !d->blocks->exact) it->second->waiting[block.c].push_back(p);
+    return true;
+}
+
+// Blocks of tensors that outlive the graph become like all others.
+void cuda_pool_free(cuda_device *d, cuda_pool *pool) {
+    for (auto &b : pool->blocks) {
+        d->blocks->pool_of.erase(b.first);
+        if (!b.second.live) cuda_release(&d->base, b.first, b.second.size);
+    }
+    delete pool;
+}
+
 void *cuda_allocate(weft_backend *b, int64_t nbytes) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
     weft_memory *m = &d->memory;
     if (nbytes < 0 || nbytes > (int64_t)1 << 46 || cuda_host->must_fail()) return out_of_memory(d, nbytes);
-    if (d->blocks->exact) return exactly(d, nbytes);
+    if (d->blocks->exact) return into_pool(d, exactly(d, nbytes), nbytes > 0 ? nbytes : 1, 0);
     int64_t rounded;
     const int c = class_of(nbytes, &rounded);
-    void *p = nullptr;
+    void *p = d->blocks->pool ? from_pool(d->blocks->pool, c) : nullptr;
+    if (p) return p;
     for (int k = c; k <= c + 4 && k < CLASSES && !p; k++) {     // up to half as large again
         if (d->blocks->waiting[k].empty()) continue;
         p = d->blocks->waiting[k].back();
@@ -120,14 +178,15 @@ void *cuda_allocate(weft_backend *b, int64_t nbytes) {
         d->blocks->class_of[p] = c;
     }
     count_live(d, rounded);
-    return p;
+    return into_pool(d, p, rounded, d->blocks->class_of[p]);
 }
 
 void cuda_release(weft_backend *b, void *data, int64_t nbytes) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
+    if (back_to_pool(d, data)) return;
     if (d->blocks->exact) {
         const int64_t size = nbytes > 0 ? nbytes : 1;
-        cudaStreamSynchronize(d->stream);
+        if (!d->capturing) cudaStreamSynchronize(d->stream);
         cudaFree(data);
         d->blocks->held -= size;
         count_live(d, -size);
@@ -143,6 +202,7 @@ void cuda_release(weft_backend *b, void *data, int64_t nbytes) {
 weft_status cuda_upload(weft_backend *b, void *to, const void *from, int64_t nbytes) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
     const int64_t half = d->staging_size / 2;
+    TRY(cuda_not_captured(d, "data of the host is wanted"));
     d->counters.uploads++;
     d->counters.upload_bytes += nbytes;
     for (int64_t done = 0; done < nbytes;) {
@@ -166,6 +226,7 @@ weft_status cuda_upload(weft_backend *b, void *to, const void *from, int64_t nby
 
 weft_status cuda_download(weft_backend *b, void *to, const void *from, int64_t nbytes) {
     cuda_device *d = reinterpret_cast<cuda_device *>(b);
+    TRY(cuda_not_captured(d, "a value is read"));
     d->counters.downloads++;
     d->counters.download_bytes += nbytes;
     if (nbytes) TRY(cuda_check(cudaMemcpyAsync(to, from, (size_t)nbytes, cudaMemcpyDeviceToHost, d->stream), "download"));

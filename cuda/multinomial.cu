@@ -1,6 +1,7 @@
 // multinomial.cu: drawing indices by weight, a block to a row, in float64 and with the CPU's bits.
 #define WEFT_FN static __host__ __device__ inline
 #include "cuda/block.h"
+#include "cuda/draws.h"
 #include "tensor/random.h"
 
 #define MOST_THREADS 256
@@ -12,13 +13,14 @@ struct rows {
     double *scratch;        // by block: `classes` numbers
     int64_t n_rows, classes, n;
     uint64_t key, counter;
+    const uint64_t *clock;
     int32_t by_sums;
     int32_t replacement;
     fault_sink faults;
-    template <class V> void visit(V &v) { v(y); v(scratch); faults.visit(v); }
+    template <class V> void visit(V &v) { v(y); v(scratch); v(clock); faults.visit(v); }
     // 53 bits for draw number e
     DEVICE double uniform(int64_t e) const {
-        const weft_philox4 w = weft_philox(key, counter, (uint64_t)e >> 1);
+        const weft_philox4 w = weft_philox(key, counter_now(counter, clock), (uint64_t)e >> 1);
         return e & 1 ? weft_uniform64(w.v[2], w.v[3]) : weft_uniform64(w.v[0], w.v[1]);
     }
 };
@@ -134,6 +136,7 @@ template <class T> __global__ void __launch_bounds__(MOST_THREADS) multinomial_k
 CUDA_KERNEL(multinomial) {
     const weft_view *w = call->in[0], *y = call->out[0];
     rows r = {};
+    TRY(named_draw(call));
     if (y->numel == 0) return WEFT_OK;
     r.y = static_cast<int64_t *>(y->data);
     r.classes = w->shape[w->ndim - 1];
@@ -141,6 +144,7 @@ CUDA_KERNEL(multinomial) {
     r.n = call->at->AT(multinomial, n);
     r.key = call->at->rng_key;
     r.counter = call->at->rng_counter;
+    r.clock = device_of(call)->clock;
     r.replacement = call->at->AT(multinomial, replacement) != 0;
     r.by_sums = r.replacement || r.n == 1;
     r.faults = faults(call, OP_multinomial);

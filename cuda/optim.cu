@@ -2,6 +2,7 @@
 // 610 of five, 1,600 of one; then another begins); a block takes one chunk of one group.
 #include "cuda/block.h"
 #include "cuda/each.h"
+#include "tensor/adamw.h"
 
 #define OPTIM_THREADS 256
 #define OPTIM_CHUNK 8192        // elements of a block
@@ -140,15 +141,26 @@ template <class T_A, class T_B, class T_C, class T_D, class T_E, int READ, int W
 // p -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
 template <class W> struct adamw_rates {
     W keep, b1, a1, b2, a2, rate, fix2, eps;
-    adamw_rates(double lr, double beta1, double beta2, double epsilon, double decay, double t) {
-        keep = (W)(1 - lr * decay);
+    const double *now;      // of a captured graph: keep, rate, fix2, and above 0 where the step is to be made
+    template <class V> void visit(V &v) { v(now); }
+    adamw_rates(const weft_call *call, double lr, double beta1, double beta2, double epsilon, double decay, double t) {
+        const weft_rates r = weft_rates_of(lr, beta1, beta2, decay, t);
+        keep = (W)r.keep;
         b1 = (W)beta1;
         a1 = (W)(1 - beta1);
         b2 = (W)beta2;
         a2 = (W)(1 - beta2);
-        rate = (W)(lr / (1 - std::pow(beta1, t)));
-        fix2 = (W)(1 / (1 - std::pow(beta2, t)));
+        rate = (W)r.rate;
+        fix2 = (W)r.fix2;
         eps = (W)epsilon;
+        now = device_of(call)->rates;
+    }
+    DEVICE bool begin() {
+        if (!now) return true;
+        keep = (W)now[0];
+        rate = (W)now[1];
+        fix2 = (W)now[2];
+        return now[3] > 0;
     }
     DEVICE W moved(W p, W g, W &m, W &v) const {
         m = b1 * m + a1 * g;
@@ -157,14 +169,16 @@ template <class W> struct adamw_rates {
     }
 };
 
-#define ADAMW_RATES(op, at) \
-    { (at)->AT(op, lr), (at)->AT(op, beta1), (at)->AT(op, beta2), (at)->AT(op, eps), (at)->AT(op, weight_decay), \
-      (double)(at)->AT(op, step) }
+#define ADAMW_RATES(op, call) \
+    { call, (call)->at->AT(op, lr), (call)->at->AT(op, beta1), (call)->at->AT(op, beta2), (call)->at->AT(op, eps), \
+      (call)->at->AT(op, weight_decay), (double)(call)->at->AT(op, step) }
 
 template <class T> struct adamw_step : optim_step<T, T, T, T, char, 15, 13> {
     static constexpr int K = 4;
     adamw_rates<wide_t<T>> rates;
-    adamw_step(const weft_attrs *at) : rates ADAMW_RATES(adamw_, at) {}
+    adamw_step(const weft_call *call) : rates ADAMW_RATES(adamw_, call) {}
+    template <class V> void visit(V &v) { rates.visit(v); }
+    DEVICE bool begin() { return rates.begin(); }
     DEVICE void operator()(T &p, T g, T &m, T &v, char) const {
         wide_t<T> mi = widen<T>(m), vi = widen<T>(v);
         p = narrow<T>(rates.moved(widen<T>(p), widen<T>(g), mi, vi));
@@ -173,20 +187,22 @@ template <class T> struct adamw_step : optim_step<T, T, T, T, char, 15, 13> {
     }
 };
 CUDA_KERNEL(adamw_) {
-    return with_float(call->in[0]->dtype, [&](auto tag) { return optim_run(call, 0, adamw_step<TYPE_OF(tag)>(call->at)); });
+    return with_float(call->in[0]->dtype, [&](auto tag) { return optim_run(call, 0, adamw_step<TYPE_OF(tag)>(call)); });
 }
 
 // The same on float32 m, v and master; parameter and gradient are bfloat16.
 struct mixed_step : optim_step<bf16, bf16, float, float, float, 30, 29> {
     static constexpr int K = 5;
     adamw_rates<float> rates;
-    mixed_step(const weft_attrs *at) : rates ADAMW_RATES(adamw_mixed_, at) {}
+    mixed_step(const weft_call *call) : rates ADAMW_RATES(adamw_mixed_, call) {}
+    template <class V> void visit(V &v) { rates.visit(v); }
+    DEVICE bool begin() { return rates.begin(); }
     DEVICE void operator()(bf16 &p, bf16 g, float &m, float &v, float &master) const {
         master = rates.moved(master, widen<bf16>(g), m, v);
         p = narrow<bf16>(master);
     }
 };
-CUDA_KERNEL(adamw_mixed_) { return optim_run(call, 0, mixed_step(call->at)); }
+CUDA_KERNEL(adamw_mixed_) { return optim_run(call, 0, mixed_step(call)); }
 
 // Without momentum the buffer is neither read nor written.
 template <class T, bool MOMENTUM> struct sgd_step : optim_step<T, T, T, char, char, MOMENTUM ? 7 : 3, MOMENTUM ? 5 : 1> {
@@ -218,14 +234,19 @@ CUDA_KERNEL(sgd_) {
 template <class T> struct ema_step : optim_step<T, T, char, char, char, 3, 1> {
     static constexpr int K = 2;
     wide_t<T> rest;
-    ema_step(double decay) : rest((wide_t<T>)(1 - decay)) {}
+    const double *now;      // of a captured graph: 1 - decay, and fourth whether to move
+    ema_step(const weft_call *call) : rest((wide_t<T>)(1 - call->at->AT(ema_, decay))), now(device_of(call)->rates) {}
+    template <class V> void visit(V &v) { v(now); }
+    DEVICE bool begin() {
+        if (now) rest = (wide_t<T>)now[0];
+        return !now || now[3] > 0;
+    }
     DEVICE void operator()(T &e, T p, char, char, char) const {
         e = narrow<T>(widen<T>(e) + rest * (widen<T>(p) - widen<T>(e)));
     }
 };
 CUDA_KERNEL(ema_) {
-    const double decay = call->at->AT(ema_, decay);
-    return with_float(call->in[0]->dtype, [&](auto tag) { return optim_run(call, 0, ema_step<TYPE_OF(tag)>(decay)); });
+    return with_float(call->in[0]->dtype, [&](auto tag) { return optim_run(call, 0, ema_step<TYPE_OF(tag)>(call)); });
 }
 
 // The norm is read where it lies. A NaN goes on into the gradients.

@@ -2,19 +2,27 @@
 // contracts. bfloat16 takes the draws of float32, rounded (uniform ones cut, so that 1 is never met).
 #define WEFT_FN static __host__ __device__ inline
 #include "cuda/block.h"
+#include "cuda/draws.h"
 #include "cuda/each.h"
 #include "tensor/random.h"
 #include <memory>
 #include <new>
 
-struct stream { uint64_t key, counter; };
-static stream stream_in(const weft_call *call) { return stream{ call->at->rng_key, call->at->rng_counter }; }
+struct stream {
+    uint64_t key, counter;
+    const uint64_t *clock;      // of a captured graph
+    template <class V> void visit(V &v) { v(clock); }
+    DEVICE weft_philox4 operator()(uint64_t block) const { return weft_philox(key, counter_now(counter, clock), block); }
+};
+static stream stream_in(const weft_call *call) {
+    return stream{ call->at->rng_key, call->at->rng_counter, device_of(call)->clock };
+}
 
 // Four words make PER elements; the last block may make fewer.
 template <class T, int PER, class F>
 __global__ void __launch_bounds__(EACH_THREADS) draw_kernel(const stream s, const F f, T *y, const int64_t numel) {
     for (int64_t b = THREAD_INDEX; b * PER < numel; b += THREAD_COUNT) {
-        const weft_philox4 w = weft_philox(s.key, s.counter, (uint64_t)b);
+        const weft_philox4 w = s((uint64_t)b);
         pack<T, PER> v;
         f(w, b * PER, v.v);
         if ((b + 1) * PER <= numel) reinterpret_cast<pack<T, PER> *>(y)[b] = v;
@@ -26,6 +34,7 @@ __global__ void __launch_bounds__(EACH_THREADS) draw_kernel(const stream s, cons
 
 template <class T, int PER, class F> static weft_status draw(const weft_call *call, const F &f) {
     const weft_view *y = call->out[0];
+    TRY(named_draw(call));
     if (y->numel == 0) return WEFT_OK;
     return LAUNCH(call, (draw_kernel<T, PER, F>), blocks_for(ceil_div(y->numel, PER), EACH_THREADS), EACH_THREADS, 0,
                   stream_in(call), f, static_cast<T *>(y->data), y->numel);
@@ -89,7 +98,7 @@ __global__ void __launch_bounds__(EACH_THREADS) trunc_kernel(const stream s, T *
     typedef wide_t<T> W;
     const W a = (W)min, b = (W)max;
     for (int64_t i = THREAD_INDEX; i < numel; i += THREAD_COUNT) {
-        const double x = weft_cut_normal(s.key, s.counter, (uint64_t)i, 0, low, high, std::is_same<T, double>::value);
+        const double x = weft_cut_normal(s.key, counter_now(s.counter, s.clock), (uint64_t)i, 0, low, high, std::is_same<T, double>::value);
         const W v = (W)x * (W)std;
         y[i] = narrow<T>(v < a ? a : v > b ? b : v);
     }
@@ -97,6 +106,7 @@ __global__ void __launch_bounds__(EACH_THREADS) trunc_kernel(const stream s, T *
 CUDA_KERNEL(trunc_normal) {
     const weft_view *y = call->out[0];
     const double std = call->at->AT(trunc_normal, std), a = call->at->AT(trunc_normal, a), b = call->at->AT(trunc_normal, b);
+    TRY(named_draw(call));
     if (y->numel == 0) return WEFT_OK;
     return with_float(y->dtype, [&](auto tag) {
         using T = TYPE_OF(tag);
@@ -148,7 +158,7 @@ CUDA_KERNEL(randperm) {
 template <class T>
 __global__ void __launch_bounds__(EACH_THREADS) bernoulli_kernel(const stream s, const each_walk e, const fault_sink faults) {
     for (int64_t b = THREAD_INDEX; 4 * b < e.numel; b += THREAD_COUNT) {
-        const weft_philox4 w = weft_philox(s.key, s.counter, (uint64_t)b);
+        const weft_philox4 w = s((uint64_t)b);
         for (int j = 0; j < 4; j++) {
             if (4 * b + j >= e.numel) break;
             int64_t at[EACH_MAX];
@@ -162,6 +172,7 @@ __global__ void __launch_bounds__(EACH_THREADS) bernoulli_kernel(const stream s,
 CUDA_KERNEL(bernoulli) {
     const weft_view *views[2] = { call->out[0], call->in[0] };
     each_walk e;
+    TRY(named_draw(call));
     if (call->out[0]->numel == 0) return WEFT_OK;
     each_prepare(&e, views, 2);
     return with_float(call->in[0]->dtype, [&](auto tag) {

@@ -83,6 +83,20 @@ CPU_KERNEL(index_select) {
     return WEFT_OK;
 }
 
+CPU_KERNEL(index_copy_) {
+    const weft_view *x = call->in[0], *index = call->in[1], *src = call->in[2];
+    const int64_t *i = index->data, rows = x->shape[0];
+    const int64_t bytes = weft_span(x, 1, x->ndim) * weft_dtype_size(x->dtype);
+    for (int64_t k = 0; k < index->numel; k++)
+        if (i[k] >= rows)
+            return weft_fail(WEFT_EINVAL, "index %lld is not below %lld, position %lld", (long long)i[k], (long long)rows,
+                             (long long)k + 1);
+    if (bytes == 0) return WEFT_OK;
+    for (int64_t k = 0; k < index->numel; k++)
+        if (i[k] >= 0) memcpy((char *)x->data + i[k] * bytes, (const char *)src->data + k * bytes, (size_t)bytes);
+    return WEFT_OK;
+}
+
 // --- embedding_backward: positions sorted by id, then each row of dweight sums its own, in order
 typedef struct rows_job {
     const void *dy;

@@ -1,7 +1,9 @@
 // optim.c: optimizer steps in place. One pass over all tensors of a call, cut into chunks that
 // depend on shapes alone.
 #include "half.h"
+#include "tensor/adamw.h"
 #include <math.h>
+#include <string.h>
 
 #define CHUNK 16384   // elements
 
@@ -57,6 +59,12 @@ static weft_status run(optim_job *j, weft_piece_fn fn, void (*finish)(const opti
     return WEFT_OK;
 }
 
+static void set_rates(optim_job *j, double lr, double b1, double b2, double decay, int64_t step, double eps) {
+    const weft_rates r = weft_rates_of(lr, b1, b2, decay, (double)step);
+    const double c[8] = { r.keep, b1, 1 - b1, b2, 1 - b2, r.rate, r.fix2, eps };
+    memcpy(j->c, c, sizeof c);
+}
+
 // p *= 1 - lr wd;  m, v: running means of g and g^2;
 // p -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
 #define ADAMW(REAL, ROOT) \
@@ -81,11 +89,9 @@ ADAMW(double, sqrt)
 
 CPU_KERNEL(adamw_) {
     const weft_attrs *a = call->at;
-    const double lr = a->AT(adamw_, lr), b1 = a->AT(adamw_, beta1), b2 = a->AT(adamw_, beta2);
-    const double t = (double)a->AT(adamw_, step);
-    optim_job j = { .call = call, .size = 4,
-                    .c = { 1 - lr * a->AT(adamw_, weight_decay), b1, 1 - b1, b2, 1 - b2,
-                           lr / (1 - pow(b1, t)), 1 / (1 - pow(b2, t)), a->AT(adamw_, eps) } };
+    optim_job j = { .call = call, .size = 4 };
+    set_rates(&j, a->AT(adamw_, lr), a->AT(adamw_, beta1), a->AT(adamw_, beta2), a->AT(adamw_, weight_decay),
+              a->AT(adamw_, step), a->AT(adamw_, eps));
     if (call->n_in == 0) return WEFT_OK;
     return run(&j, call->in[0]->dtype == WEFT_FLOAT32 ? adamw_float : adamw_double, NULL);
 }
@@ -111,11 +117,9 @@ static void adamw_mixed(void *context, int64_t piece) {
 
 CPU_KERNEL(adamw_mixed_) {
     const weft_attrs *a = call->at;
-    const double lr = a->AT(adamw_mixed_, lr), b1 = a->AT(adamw_mixed_, beta1), b2 = a->AT(adamw_mixed_, beta2);
-    const double t = (double)a->AT(adamw_mixed_, step);
-    optim_job j = { .call = call, .size = 5,
-                    .c = { 1 - lr * a->AT(adamw_mixed_, weight_decay), b1, 1 - b1, b2, 1 - b2,
-                           lr / (1 - pow(b1, t)), 1 / (1 - pow(b2, t)), a->AT(adamw_mixed_, eps) } };
+    optim_job j = { .call = call, .size = 5 };
+    set_rates(&j, a->AT(adamw_mixed_, lr), a->AT(adamw_mixed_, beta1), a->AT(adamw_mixed_, beta2),
+              a->AT(adamw_mixed_, weight_decay), a->AT(adamw_mixed_, step), a->AT(adamw_mixed_, eps));
     return run(&j, adamw_mixed, NULL);
 }
 

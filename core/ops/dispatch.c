@@ -211,6 +211,8 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
             if (!c) { code = WEFT_ENOMEM; goto done; }
         }
         views[i] = &used[i]->v;
+        code = weft_capture_hold(H(used[i])->storage);
+        if (code != WEFT_OK) goto done;
     }
     for (int j = 0; j < n_out; j++) {
         y[j].dtype = first ? first->v.dtype : WEFT_FLOAT32;
@@ -224,7 +226,11 @@ static weft_status call_kernel(weft_op op, const weft_tensor *const *in, int n_i
     code = info->shape ? info->shape(&shape) : weft_fail(WEFT_EUNSUPPORTED, "no shape rule");
     if (code != WEFT_OK) { code = explain(info, in, n_in, code); goto done; }
     for (int j = 0; j < n_out; j++) {
-        if (j == 0 && onto) weft_storage_retain(results[j].storage = H(onto)->storage);
+        if (j == 0 && onto) {
+            code = weft_capture_hold(H(onto)->storage);
+            if (code != WEFT_OK) goto done;
+            weft_storage_retain(results[j].storage = H(onto)->storage);
+        }
         else results[j].storage = weft_storage_new(y[j].numel * weft_dtype_size(y[j].dtype), y[j].device);
         if (!results[j].storage) { code = explain(info, in, n_in, WEFT_ENOMEM); goto done; }
         y[j].data = y[j].device == WEFT_META ? NULL : j == 0 && onto ? onto->v.data : results[j].storage->data;
@@ -398,6 +404,8 @@ weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
         weft_free(near);
         return code;
     }
+    TRY(weft_capture_hold(H(dst)->storage));
+    TRY(weft_capture_hold(H(src)->storage));
     H(dst)->storage->version++;
     if (dst->v.numel == 0) return WEFT_OK;
     weft_attrs at = {0};
@@ -417,6 +425,7 @@ weft_status weft_copy_(weft_tensor *dst, const weft_tensor *src) {
 
 weft_status weft_fill_(weft_tensor *t, double value) {
     TRY(weft_may_write(t, NULL, "fill_"));
+    TRY(weft_capture_hold(H(t)->storage));
     H(t)->storage->version++;
     if (t->v.numel == 0 || t->v.device == WEFT_META) return WEFT_OK;
     weft_backend *backend = weft_backend_of(t->v.device);
@@ -445,6 +454,8 @@ static weft_status write_elementwise(weft_op op, weft_tensor *a, const weft_tens
     weft_view joint;
     if (code == WEFT_OK && b) code = expanded(&b->v, &a->v, &joint);
     if (code != WEFT_OK) return explain(info, in, n_in, code);
+    TRY(weft_capture_hold(H(a)->storage));
+    if (b) TRY(weft_capture_hold(H(b)->storage));
     H(a)->storage->version++;
     if (a->v.numel == 0) return WEFT_OK;
     bool was = weft_set_grad_enabled(false);

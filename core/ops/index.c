@@ -139,3 +139,16 @@ weft_status grad_index_add(weft_grad_call *call) {
     }
     return WEFT_OK;
 }
+
+weft_status shape_index_copy(weft_shape_call *call) {
+    const weft_view *x = call->in[0], *index = call->in[1], *src = call->in[2];
+    int64_t dim = 0;
+    TRY(check_vector(x, index, &dim));
+    bool fits = src->ndim == x->ndim && src->shape[0] == index->shape[0];
+    for (int d = 1; fits && d < x->ndim; d++) fits = src->shape[d] == x->shape[d];
+    if (!fits)
+        return weft_fail(WEFT_EINVAL, "src must hold a row of x for each of the %lld indices", (long long)index->shape[0]);
+    if (!weft_view_contiguous(x) || !weft_view_contiguous(src) || !weft_view_contiguous(index))
+        return weft_fail(WEFT_EINVAL, "x is written in place: x, index and src must be contiguous");
+    return WEFT_OK;
+}

@@ -274,6 +274,7 @@ weft_storage *weft_storage_new(int64_t nbytes, int device) {
         return NULL;
     }
     *s = (weft_storage){ .data = data, .nbytes = nbytes, .refs = 1, .device = device };
+    if (weft_capture) weft_capture_made(s);
     // one counter paces a binding's collector, whatever the device
     if (device != WEFT_CPU && device != WEFT_META) weft_the_state.cpu.pressure += nbytes;
     return s;

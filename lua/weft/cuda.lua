@@ -2,6 +2,7 @@
 local ffi = require "ffi"
 local A = require "weft.args"
 local C = require("weft.core").lib
+local graph = require "weft.graph"
 
 local M = {}
 
@@ -40,17 +41,19 @@ end
 function M.synchronize(device) A.check(C.weft_synchronize(A.device(device or "cuda", "synchronize"))) end
 
 ---What a device has done since the program began: launches, uploads, downloads, upload_bytes,
----download_bytes, synchronizations.
+---download_bytes, synchronizations, graphs (launches of them, whose kernels are not counted again).
 ---@param device? string  cuda:0
 ---@return table
 function M.counters(device)
   local c = C.weft_counters_of(A.device(device or "cuda", "counters"))
   if c == nil then A.fail() end
   local out = {}
-  for _, name in ipairs { "launches", "uploads", "downloads", "upload_bytes", "download_bytes", "synchronizations" } do
+  for _, name in ipairs { "launches", "uploads", "downloads", "upload_bytes", "download_bytes", "synchronizations", "graphs" } do
     out[name] = tonumber(c[name])
   end
   return out
 end
+
+M.graph = graph.capture
 
 return M

@@ -2,6 +2,7 @@
 -- so nothing that ran before shifts it.
 local ffi = require "ffi"
 local A = require "weft.args"
+local recording = require "weft.recording"
 
 local C = require("weft.core").lib
 
@@ -40,6 +41,9 @@ end
 
 function M.seed() return context.seed end
 
+-- What a step adds to a counter.
+M.STEP = 2 ^ 32
+
 ---The next draw of a purpose: an rng to pass to an operator.
 ---@param purpose string  such as the path of a module and what it draws
 function M.named(purpose)
@@ -51,7 +55,7 @@ function M.named(purpose)
   local index = indices[purpose] or 0
   indices[purpose] = index + 1
   local counter = bit.bor(bit.lshift(u64(context.step), 32), bit.lshift(u64(context.micro), 16), u64(index))
-  return { key = key, counter = counter }
+  return { key = key, counter = counter, of_step = true }
 end
 
 ---A stream of its own: each draw takes the next counter.
@@ -97,8 +101,22 @@ function M.load_state(s)
   default.counter = n
 end
 
+-- The counter of a draw from the default stream in a captured step.
+local UNNAMED = 0xffffffffffffffffULL
+
+---n operator calls took the default stream, in a captured step.
+function M.skip(n) default.counter = default.counter + n end
+
 ---Key and counter for one operator call.
 function M.take(rng, op)
+  local recorder = recording.active
+  if recorder and rng == nil then
+    -- fine as long as nothing is drawn (dropout of 0); the device refuses to
+    recorder.unnamed = (recorder.unnamed or 0) + 1
+    return default.key, UNNAMED
+  elseif recorder and not (type(rng) == "table" and rng.of_step) then
+    A.raise("%s: it draws from a stream that counts its calls, so a captured step would draw the same each time; name the draw (module:rng)", op)
+  end
   if rng == nil then
     local counter = default.counter
     default.counter = counter + 1

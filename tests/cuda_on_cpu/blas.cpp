@@ -47,12 +47,14 @@ weft_status cuda_blas_product(const weft_call *call, const cuda_gemm *g, bool *d
         using T = TYPE_OF(tag);
         const int64_t of_a = g->m * g->k * (g->stride_a ? g->batch : 1), of_b = g->k * g->n * (g->stride_b ? g->batch : 1);
         const int64_t of_c = g->m * g->n * g->batch, size = (int64_t)sizeof(T);
-        sim::launched("product", size * (of_a + of_b + (g->beta != 0 ? of_c : 0) + (g->bias ? g->n : 0)), size * of_c);
         const T *a = (const T *)sim::to_host(g->a, "product"), *b = (const T *)sim::to_host(g->b, "product");
         T *c = (T *)sim::to_host(g->c, "product");
         const T *bias = (const T *)sim::to_host(g->bias, "product");
-        for (int64_t i = 0; !sim::dry && i < g->batch; i++)
-            product<T>(g, a + i * g->stride_a, b + i * g->stride_b, bias, c + i * g->stride_c);
+        sim::in_stream([=, g = *g]() {
+            sim::launched("product", size * (of_a + of_b + (g.beta != 0 ? of_c : 0) + (g.bias ? g.n : 0)), size * of_c);
+            for (int64_t i = 0; !sim::dry && i < g.batch; i++)
+                product<T>(&g, a + i * g.stride_a, b + i * g.stride_b, bias, c + i * g.stride_c);
+        });
         return WEFT_OK;
     });
 }

@@ -100,17 +100,17 @@ static std::string short_name(const char *kernel, const char *what) {
     return name + " " + of;
 }
 
-void launched(const char *kernel, const char *what, const weft_call *call) {
-    sim_kernel_count &row = row_of(short_name(kernel, what));
-    row.launches++;
+traffic measured(const char *kernel, const char *what, const weft_call *call) {
+    traffic t{ short_name(kernel, what), 0, 0 };
     for (const seen &s : operands) {
         const int64_t in = share(call->in, call->n_in, s.at), out = share(call->out, call->n_out, s.at);
         if (in || out) {
-            row.bytes_read += in + (s.added_to ? out : 0);
-            row.bytes_written += call->n_out == 0 && s.written ? in : out;
-        } else (s.written ? row.bytes_written : row.bytes_read) += left_of_block(s.at);
+            t.bytes_read += in + (s.added_to ? out : 0);
+            t.bytes_written += call->n_out == 0 && s.written ? in : out;
+        } else (s.written ? t.bytes_written : t.bytes_read) += left_of_block(s.at);
     }
     operands.clear();
+    return t;
 }
 
 void launched(const char *kernel, int64_t bytes_read, int64_t bytes_written) {
@@ -118,6 +118,7 @@ void launched(const char *kernel, int64_t bytes_read, int64_t bytes_written) {
     row.launches++;
     row.bytes_read += bytes_read;
     row.bytes_written += bytes_written;
+    operands.clear();   // what a captured launch names again
 }
 }  // namespace sim
 

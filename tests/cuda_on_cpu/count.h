@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 struct weft_call;
 struct weft_backend;
@@ -16,11 +17,12 @@ extern bool dry;
 
 // --- operands of the launch under way: an address of the device, and whether the kernel may write there
 void operand(const void *device, bool written, bool added_to = false);
-// The launch is complete. An operand counts once, with all of its elements: read where it is an input of
+// What the launch moves. An operand counts once, with all of its elements: read where it is an input of
 // the call, written where it is an output, and as the kernel's argument says where it is scratch. Inputs
 // of rows that work in place count both ways, and so does what a kernel adds to.
-void launched(const char *kernel, const char *what, const weft_call *call);
-// A launch whose bytes are known: of the provider of products.
+struct traffic { std::string kernel; int64_t bytes_read, bytes_written; };
+traffic measured(const char *kernel, const char *what, const weft_call *call);
+// One launch.
 void launched(const char *kernel, int64_t bytes_read, int64_t bytes_written);
 // Sizes of scratch are those that were asked for.
 void watch_allocations(weft_backend *backend);

@@ -55,12 +55,14 @@ weft_status cuda_dnn_run(const weft_call *call, dnn_plan *p, const void *a, cons
     if (x < 1 || y < 1 || w < 1) sim::fail("an empty convolution is not for the library");
     device_of(call)->counters.launches++;
     const int64_t size = cuda_host->dtype_size(c.dtype);
-    sim::launched("convolution", size * (x + y + w - (onto ? 0 : n)), size * n);
-    if (sim::dry) return WEFT_OK;
     return with_float(c.dtype, [&](auto tag) -> weft_status {
         using T = TYPE_OF(tag);
-        convolve<T>(p, (const T *)sim::to_host(a, "convolution"), (const T *)sim::to_host(b, "convolution"),
-                    (T *)sim::to_host(out, "convolution"), onto, n);
+        sim::in_stream([=, p = *p]() {
+            sim::launched("convolution", size * (x + y + w - (onto ? 0 : n)), size * n);
+            if (sim::dry) return;
+            convolve<T>(&p, (const T *)sim::to_host(a, "convolution"), (const T *)sim::to_host(b, "convolution"),
+                        (T *)sim::to_host(out, "convolution"), onto, n);
+        });
         return WEFT_OK;
     });
 }

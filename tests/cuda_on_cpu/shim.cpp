@@ -335,20 +335,26 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!to_device && (uintptr_t)to & sim::MARK) sim::fail("a copy to the host was given a device address");
     if (!from_device && (uintptr_t)from & sim::MARK) sim::fail("a copy from the host was given a device address");
-    void *const out = to_device ? sim::to_host(to, "cudaMemcpy") : to;
-    const void *const in = from_device ? sim::to_host(from, "cudaMemcpy") : from;
-    sim_runtime_count *c = sim_count_runtime();
-    (to_device && from_device ? c->copies : to_device ? c->uploads : c->downloads)++;
-    (to_device && from_device ? c->copy_bytes : to_device ? c->upload_bytes : c->download_bytes) += (int64_t)n;
-    if (!sim::dry) std::memmove(out, in, n);
-    else if (!to_device) std::memset(out, 0, n);
+    // allowed on a GPU, which would read what lies there at each launch
+    if (sim::capturing() && !(to_device && from_device)) sim::fail("a copy from or to the host was captured in a graph");
+    sim::in_stream([=]() {
+        void *const out = to_device ? sim::to_host(to, "cudaMemcpy") : to;
+        const void *const in = from_device ? sim::to_host(from, "cudaMemcpy") : from;
+        sim_runtime_count *c = sim_count_runtime();
+        (to_device && from_device ? c->copies : to_device ? c->uploads : c->downloads)++;
+        (to_device && from_device ? c->copy_bytes : to_device ? c->upload_bytes : c->download_bytes) += (int64_t)n;
+        if (!sim::dry) std::memmove(out, in, n);
+        else if (!to_device) std::memset(out, 0, n);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t) {
-    void *const host = sim::to_host(p, "cudaMemset");
-    sim_count_runtime()->clears++;
-    sim_count_runtime()->clear_bytes += (int64_t)n;
-    if (!sim::dry) std::memset(host, value, n);
+    sim::in_stream([=]() {
+        void *const host = sim::to_host(p, "cudaMemset");
+        sim_count_runtime()->clears++;
+        sim_count_runtime()->clear_bytes += (int64_t)n;
+        if (!sim::dry) std::memset(host, value, n);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
@@ -357,10 +363,48 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = nullptr; return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { sim_count_runtime()->stream_waits++; return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    sim_count_runtime()->stream_waits++;
+    return sim::capturing() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { *event = nullptr; return cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { sim_count_runtime()->event_waits++; return cudaSuccess; }
+
+// --- graphs: a list of work. What it works on must still be there when it is launched: addresses are
+// looked up anew, and one that was freed in between is told.
+struct sim_graph { std::vector<std::function<void()>> work; };
+static sim_graph *captured;
+
+namespace sim {
+bool capturing() { return captured != nullptr; }
+void record(std::function<void()> work) {
+    given.clear();      // it runs later, if at all
+    captured->work.push_back(std::move(work));
+}
+}  // namespace sim
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    if (captured) return cudaErrorStreamCaptureUnsupported;
+    captured = new sim_graph;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = captured;
+    captured = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new sim_graph(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (auto &work : exec->work) work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { delete graph; return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { delete exec; return cudaSuccess; }
+
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = 0;
     if (sim::machine_has("no driver") || sim::machine_has("old driver")) return cudaErrorInsufficientDriver;

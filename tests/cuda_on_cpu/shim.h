@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <tuple>
 #include <type_traits>
 #include <typeinfo>
@@ -74,18 +75,39 @@ template <class T> T argument(T v, const char *kernel) {
     return v;
 }
 
+// --- graphs: while the stream is captured nothing runs
+bool capturing();
+void record(std::function<void()> work);
+// Work of the stream: at once, or each time the graph is launched.
+template <class F> void in_stream(F work) {
+    if (capturing()) record(work);
+    else work();
+}
+
 typedef void (*body)(void *context);
 int run(const char *kernel, dim3 grid, dim3 block, size_t shared, body fn, void *context);
 
 template <class... P, class... A>
 int launch(const weft_call *call, const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
     struct context { void (*kernel)(P...); std::tuple<std::remove_const_t<P>...> args; };
-    context c{ kernel, { argument<std::remove_const_t<P>>(static_cast<std::remove_const_t<P>>(args), name)... } };
-    launched(name, typeid(std::tuple_element_t<sizeof...(P) - 1, std::tuple<P...>>).name(), call);
-    return run(name, grid, block, shared, [](void *p) {
-        context *k = static_cast<context *>(p);
-        std::apply(k->kernel, k->args);
-    }, &c);
+    auto bound = [=]() {
+        return context{ kernel, { argument<std::remove_const_t<P>>(static_cast<std::remove_const_t<P>>(args), name)... } };
+    };
+    auto start = [=](context &c, const traffic &t) {
+        launched(t.kernel.c_str(), t.bytes_read, t.bytes_written);
+        return run(name, grid, block, shared, [](void *p) {
+            context *k = static_cast<context *>(p);
+            std::apply(k->kernel, k->args);
+        }, &c);
+    };
+    context c = bound();
+    const traffic t = measured(name, typeid(std::tuple_element_t<sizeof...(P) - 1, std::tuple<P...>>).name(), call);
+    if (!capturing()) return start(c, t);
+    record([=]() {
+        context again = bound();
+        start(again, t);
+    });
+    return 0;
 }
 }  // namespace sim
 
@@ -202,7 +224,8 @@ half_t __float2half(float f);
 
 // --- the part of the runtime that weft calls
 typedef enum cudaError {
-    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100,
+    cudaErrorStreamCaptureUnsupported = 900
 } cudaError_t;
 typedef struct sim_stream *cudaStream_t;
 typedef struct sim_event *cudaEvent_t;
@@ -221,6 +244,15 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+typedef struct sim_graph *cudaGraph_t;
+typedef struct sim_graph *cudaGraphExec_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);

@@ -272,4 +272,39 @@ M.index_add = {
   end,
 }
 
+-- x, index and src, as they are after.
+local function index_copy(ins)
+  local x, index, src = clone(ins[1]), ins[2], ins[3]
+  local width = product(x.shape, 2, #x.shape)
+  for k = 1, #index.data do
+    for c = 1, index.data[k] >= 0 and width or 0 do x.data[index.data[k] * width + c] = src.data[(k - 1) * width + c] end
+  end
+  return x, index, src
+end
+
+M.index_copy_ = {
+  cases = function(g)
+    local function case(x, index, src)
+      return { inputs = { x, g.tensor(index, { dtype = "int64" }), src }, reference = index_copy, grad = g.no_grad }
+    end
+    return {
+      case(g.randn { 5, 3 }, { 4, 0, 2 }, g.randn { 3, 3 }),
+      case(g.randn { 4, 2, 4 }, { -1, 3, -7, 1 }, g.randn { 4, 2, 4 }),
+      case(g.randn { 6 }, { 5, 3 }, g.randn { 2 }),
+      case(g.randn { 3, 0 }, { 1 }, g.randn { 1, 0 }),
+    }
+  end,
+  refuses = function(g)
+    local function refuse(message, x, index, src)
+      return { inputs = { x, index, src }, message = message }
+    end
+    return {
+      refuse("index must be a vector", g.randn { 5, 3 }, g.index({ 2, 1 }, 5), g.randn { 2, 3 }),
+      refuse("a row of x for each of the 2 indices", g.randn { 5, 3 }, g.index({ 2 }, 5), g.randn { 2, 4 }),
+      refuse("a row of x for each of the 2 indices", g.randn { 5, 3 }, g.index({ 2 }, 5), g.randn { 3, 3 }),
+      refuse("index 5 ", g.randn { 5, 3 }, g.tensor({ 1, 5 }, { dtype = "int64" }), g.randn { 2, 3 }),
+    }
+  end,
+}
+
 return M
