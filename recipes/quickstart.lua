@@ -26,7 +26,7 @@ local config = weft.config {
   features = { enabled = true, memory = 256, disk = 0 },
   data = { kind = "auto", root = "", held_out = 0.2, length = 24, vocab = 1000, tokenizer = "", size = 112, resize = 112, fit = "stretch",
     threads = 2, cache = 64, flip = false, random_crop = 0.8, vary_after = 8, limit = 0 },
-  checkpoint_every = 200, keep_checkpoints = 2, log_every = 20, device = "cpu", dtype = "float32",
+  checkpoint_every = 200, keep_checkpoints = 2, log_every = 20, device = "cpu", dtype = "float32", graph = false,
 }
 
 return weft.train.recipe {

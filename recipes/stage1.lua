@@ -25,6 +25,7 @@ local config = weft.config {
     identify = "content" },  -- "path": no picture is opened before it is needed, for lists of millions
   checkpoint_every = 500, keep_checkpoints = 2, log_every = 20,
   device = "cpu", dtype = "float32",  -- "cuda" and "bfloat16" on a GPU
+  graph = false,                      -- on a GPU: the whole step as one CUDA graph
 }
 
 return weft.train.recipe {

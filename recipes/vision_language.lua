@@ -73,6 +73,12 @@ function Stage1:patches(batch)
   end))
 end
 
+-- Before a step: what is known of the pictures is looked up, so that the step itself has the patches.
+function Stage1:prepare(batch)
+  if batch.varied or not self:features_usable() then return end
+  batch.patches = weft.scope(function() return self:patches(batch) end):keep()
+end
+
 -- Its output is a function of what it sees: nothing in it trains.
 function Stage1:features_usable()
   return self.training and self.features.enabled and self.vision:count(true) == 0
@@ -111,7 +117,7 @@ function Stage1:dual(V, batch)
 end
 
 function Stage1:losses(batch)
-  local patches = self:patches(batch)
+  local patches = batch.patches or self:patches(batch)
   local V = self.compress(patches)                                            -- [B, N, 128]
   local image, text = self:dual(V, batch)
   local frozen = self.vision:count(true) == 0
@@ -123,9 +129,12 @@ function Stage1:losses(batch)
   local pair = self.itc(image, text, batch, self.queue, keys)                 -- dual pass
   local match = self.itm(function(v, ids, mask) return self.fusion:fuse(v, ids, { mask = mask }).feature end, V, pair, batch, self.queue)
   -- steps since the queue's rows were made, on average
-  if self.queue:filled() > 0 then self.age = (batch.step or 0) - self.queue:get("step"):to("float64"):mean():item() end
+  weft.recording.later({}, function()
+    if self.queue:filled() > 0 then self.age = (batch.step or 0) - self.queue:get("step"):to("float64"):mean():item() end
+  end)
   self.queue:push { image = pair.keys.image, text = pair.keys.text, ids = pair.keys.ids, captions = pair.keys.captions,
-    step = weft.full { pair.batch, value = batch.step or 0, dtype = "int64" }, tokens = batch.ids, mask = batch.mask, patches = V:detach() }
+    step = function() return (weft.full { pair.batch, value = batch.step or 0, dtype = "int64" }) end,
+    tokens = batch.ids, mask = batch.mask, patches = V:detach() }
   local z, kl
   if self.memory then z, kl = self.memory(V) end
   local caption = self.fusion:caption(V, z, batch.ids, { mask = batch.mask }) * batch.token_share   -- caption pass

@@ -104,6 +104,8 @@ int weft_group_size(const weft_group *g) { return g->size; }
 
 // --- operations
 static weft_status suits(const weft_group *g, const weft_tensor *t, const char *what) {
+    if (g->with && weft_capture)
+        return weft_fail(WEFT_EUNSUPPORTED, "%s: what ranks do together is not captured in a graph", what);
     if (!g->with || t->v.device == g->device) return WEFT_OK;
     char text[160];
     weft_describe(text, sizeof text, &t->v);

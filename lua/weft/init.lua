@@ -10,7 +10,7 @@ local M = { version = core.version, Tensor = A.Tensor }
 local parts = {
   nn = "weft.nn", optim = "weft.optim", peft = "weft.peft", models = "weft.models", losses = "weft.losses",
   data = "weft.data", train = "weft.train", eval = "weft.eval", io = "weft.io", tokenizer = "weft.io.tokenizer",
-  config = "weft.config", help = "weft.help", cuda = "weft.cuda", dist = "weft.dist",
+  config = "weft.config", help = "weft.help", cuda = "weft.cuda", dist = "weft.dist", recording = "weft.recording",
 }
 
 -- every operator is a function here too; a part of weft keeps its name (weft.data is no t:data())

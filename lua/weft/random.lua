@@ -84,9 +84,14 @@ function M.snapshot()
 end
 
 function M.restore(s)
+  M.restore_indices(s)
+  default.counter, context.step, context.micro = s.counter, s.step, s.micro
+end
+
+---Call indices alone: the default stream goes on where it is.
+function M.restore_indices(s)
   indices = {}
   for k, v in pairs(s.indices) do indices[k] = v end
-  default.counter, context.step, context.micro = s.counter, s.step, s.micro
 end
 
 ---State of the default stream and the seed, for checkpoints (numbers as strings: 64 bits).

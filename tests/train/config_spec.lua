@@ -62,6 +62,7 @@ local moves = {
   ["features.disk"] = { 1, moves = "features" }, ["data.threads"] = { 2, moves = "threads" }, ["data.cache"] = { 0, moves = "cached" },
   checkpoint_every = { 1, moves = "checkpoints" }, keep_checkpoints = { 1, moves = "checkpoints", with = function() return { "checkpoint_every=1" } end },
   log_every = { 100, moves = "lines" },
+  graph = { "true", moves = "lines" },      -- without a GPU: a line that says so (tests/cuda/train_graph_spec.lua)
 }
 -- Keys that have specs of their own.
 local elsewhere = { ["encoder.pretrained"] = true, ["lora.init_from"] = true, ["data.kind"] = true, ["data.root"] = true, ["data.tokenizer"] = true }

@@ -7,6 +7,7 @@ local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
 local read = require "weft.tensor.read"
+local recording = require "weft.recording"
 local Linear = require "weft.nn.linear"
 
 local ITC = module.class("ITC", module.base)
@@ -41,6 +42,26 @@ local function int64(values, like)
   return like and t:to(like.device) or t
 end
 ITC.int64 = int64
+
+-- Losses of the rows that count: those that have a negative and whose losses are numbers. left: columns that
+-- are no negatives, by row. A captured step stands where every row counts.
+local function counting(left, columns, i2t, t2i)
+  local B = left:size(1)
+  if recording.active then
+    recording.active:demand(left:lt(columns), "a row has no negative")
+    recording.active:demand(ops.isfinite(i2t + t2i), "a row's contrastive loss is not finite")
+    return i2t, t2i, B
+  end
+  local rows = {}
+  local taken, value_i, value_t = unpack(read.lists { left, i2t, t2i })
+  for r = 1, B do
+    local sum = value_i[r] + value_t[r]
+    if taken[r] < columns and sum == sum and sum < math.huge then rows[#rows + 1] = r - 1 end
+  end
+  if #rows == 0 or #rows == B then return i2t, t2i, #rows end
+  local index = int64(rows, i2t)
+  return ops.index_select(i2t, index, 1), ops.index_select(t2i, index, 1), #rows
+end
 
 ---The loss of both directions from normalised features. Rows: this batch; columns: this batch's keys,
 ---then the queue's.
@@ -78,23 +99,13 @@ function ITC.pair_loss(f, alpha)
     if alpha > 0 then target = autograd.no_grad(function() return ops.softmax(key_sim) * alpha + hard * (1 - alpha) end) end
     return ops.cross_entropy_soft(sim, target, "none"), target, key_sim
   end
+  local columns = positive:size(2)
   local i2t, target_i2t, sim_i2t = direction(f.image, f.image_keys, text_keys)
   local t2i, target_t2i, sim_t2i = direction(f.text, f.text_keys, image_keys)
   local pair = { target_i2t = target_i2t, target_t2i = target_t2i, sim_i2t = sim_i2t, sim_t2i = sim_t2i,
     positive = positive, left_out = left_out, batch = B }
-  -- a row counts when it has a negative and its losses are numbers
-  local rows, columns = {}, positive:size(2)
-  local taken, value_i, value_t = unpack(read.lists { left, i2t, t2i })
-  for r = 1, B do
-    local sum = value_i[r] + value_t[r]
-    if taken[r] < columns and sum == sum and sum < math.huge then rows[#rows + 1] = r - 1 end
-  end
-  pair.rows = #rows
-  if #rows == 0 then return pair end
-  if #rows < B then
-    local index = int64(rows, i2t)
-    i2t, t2i = ops.index_select(i2t, index, 1), ops.index_select(t2i, index, 1)
-  end
+  i2t, t2i, pair.rows = counting(left, columns, i2t, t2i)
+  if pair.rows == 0 then return pair end
   pair.i2t, pair.t2i = i2t:mean(), t2i:mean()
   pair.loss = (pair.i2t + pair.t2i) * 0.5
   return pair
@@ -127,10 +138,11 @@ function ITC:forward(image, text, batch, queue, keys)
   local pair = ITC.pair_loss(f, self.alpha)
   pair.keys = { image = k_image, text = k_text, ids = ids, captions = captions }
   local columns, rows = pair.positive:size(2), pair.batch
-  local same, caption = unpack(read.items { pair.positive:to("int64"):sum(), pair.left_out:to("int64"):sum() })
-  same = same - rows
-  self.counts = { negatives = columns * rows - rows - same - caption, same_picture = same, same_caption = caption,
-    rows = pair.rows, prior = math.log(columns) }
+  recording.later({ pair.positive:to("int64"):sum(), pair.left_out:to("int64"):sum() }, function(positive, left_out)
+    local same, caption = positive[1] - rows, left_out[1]
+    self.counts = { negatives = columns * rows - rows - same - caption, same_picture = same, same_caption = caption,
+      rows = pair.rows, prior = math.log(columns) }
+  end)
   if self.training then self.skipped = self.skipped + rows - pair.rows end
   return pair
 end

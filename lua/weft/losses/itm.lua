@@ -5,7 +5,7 @@ local module = require "weft.nn.module"
 local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
-local read = require "weft.tensor.read"
+local recording = require "weft.recording"
 local Linear = require "weft.nn.linear"
 
 local ITM = module.class("ITM", module.base)
@@ -44,6 +44,30 @@ local function draw(self, sim, excluded, use)
   return (ops.multinomial(weights, 1, false, self:rng(use)):reshape { sim:size(1) })
 end
 
+-- Counts what was drawn for B rows, texts and pictures, and how alike it is: how many could be.
+local function count_drawn(self, B, texts, pictures, text_scores, picture_scores)
+  local valid, likeness = 0, 0
+  for half, drawn in ipairs { texts, pictures } do
+    local score = half == 1 and text_scores or picture_scores
+    for i = 1, B do
+      if drawn[i] >= 0 then valid, likeness = valid + 1, likeness + score[i] end
+    end
+  end
+  if self.training then self.skipped_rows = self.skipped_rows + 2 * B - valid end
+  self.accuracy, self.majority, self.likeness = nil, nil, nil
+  -- mean similarity (over tau) of what was drawn: how hard the negatives are
+  if valid > 0 then self.majority, self.likeness = math.max(B, valid) / (B + valid), likeness / valid end
+  return valid
+end
+
+-- 1: a pair, 0: no pair, -100: nothing could be drawn. B pairs, then a text and then a picture drawn for each.
+local function targets(text_index, image_index)
+  local drawn = ops.cat({ text_index, image_index }, 1)
+  local no_pair, nothing = create.zeros { dtype = "int64", device = drawn.device }, create.full { value = -100, dtype = "int64", device = drawn.device }
+  local pairs_ = create.full { text_index:size(1), value = 1, dtype = "int64", device = drawn.device }
+  return (ops.cat({ pairs_, ops.where(drawn:lt(0), nothing, no_pair) }, 1))
+end
+
 ---@param fuse function  (V [n, N, w], ids [n, L], mask [n, L]) -> fused feature [n, width]
 ---@param V weft.Tensor  compressed patches [B, N, w]
 ---@param pair table  what ITC returned
@@ -63,22 +87,15 @@ function ITM:forward(fuse, V, pair, batch, queue)
   local text_index, image_index = autograd.no_grad(function()
     return draw(self, sims[1], excluded, "texts"), draw(self, sims[2], excluded, "pictures")
   end)
-  -- 1: a pair, 0: no pair, -100: nothing could be drawn
-  local target = create.full { 3 * B, value = 1, dtype = "int64" }
-  local t, valid, likeness = target:data(), 0, 0
   local function scores(half, index) return ops.gather(sims[half], ops.clamp(index, 0, columns - 1):unsqueeze(2), 2) end
-  local drawn_text, drawn_image, text_score, image_score =
-    unpack(read.lists { text_index, image_index, scores(1, text_index), scores(2, image_index) })
-  for half, drawn in ipairs { drawn_text, drawn_image } do
-    local at, score = half * B, half == 1 and text_score or image_score
-    for i = 1, B do
-      t[at + i - 1] = drawn[i] < 0 and -100 or 0
-      if drawn[i] >= 0 then valid, likeness = valid + 1, likeness + score[i] end
-    end
-  end
-  if self.training then self.skipped_rows = self.skipped_rows + 2 * B - valid end
-  self.accuracy, self.majority, self.likeness = nil, nil, nil
-  if valid == 0 then return nil end
+  local valid
+  recording.later({ text_index, image_index, scores(1, text_index), scores(2, image_index) }, function(...)
+    valid = count_drawn(self, B, ...)
+  end)
+  if recording.active then
+    recording.active:demand(ops.maximum((ops.max(text_index, 1)), (ops.max(image_index, 1))):ge(0), "no row has a candidate for matching")
+  elseif valid == 0 then return nil end
+  local target = targets(text_index, image_index)
   local function field(name) return use_queue and queue:get(name) or nil end
   local mask = batch.mask:to "int64"
   local negative_ids = pick(text_index, B, batch.ids, field "tokens")
@@ -87,14 +104,17 @@ function ITM:forward(fuse, V, pair, batch, queue)
   local feature = fuse(ops.cat({ V, V, negative_V }, 1), ops.cat({ batch.ids, negative_ids, batch.ids }, 1),
     ops.cat({ batch.mask, negative_mask, batch.mask }, 1))
   local logits = self.head(feature)
-  local guess, right = logits:detach():argmax(2):totable(), 0
-  for i = 1, 3 * B do
-    if t[i - 1] >= 0 and guess[i] == t[i - 1] then right = right + 1 end
-  end
-  self.accuracy, self.majority = right / (B + valid), math.max(B, valid) / (B + valid)
-  -- mean similarity (over tau) of what was drawn: how hard the negatives are
-  self.likeness = likeness / valid
-  return (ops.cross_entropy(logits, target:to(logits.device)))
+  recording.later({ logits:detach():argmax(2), target }, function(guess, wanted)
+    local right, counted = 0, 0
+    for i = 1, 3 * B do
+      if wanted[i] >= 0 then
+        counted = counted + 1
+        if guess[i] == wanted[i] then right = right + 1 end
+      end
+    end
+    self.accuracy = right / counted
+  end)
+  return (ops.cross_entropy(logits, target))
 end
 
 ---Log-odds that pictures and captions match [n]: what re-ranking and accuracy read.

@@ -5,6 +5,7 @@ local module = require "weft.nn.module"
 local autograd = require "weft.autograd"
 local create = require("weft.tensor").create
 local C = require("weft.core").lib
+local recording = require "weft.recording"
 
 local Momentum = module.class("Momentum", module.base)
 Momentum.host_buffers = { started = true }
@@ -57,6 +58,16 @@ local function ready(self)
   if self.started:item() == 0 then self:reset() end
 end
 
+-- The momentum of the next move.
+local function next_momentum(self)
+  if not self.warmup then return self.momentum end
+  local t = self.started:item()
+  return math.min(self.momentum, t / (9 + t))
+end
+
+---Before its first move the copy is set.
+function Momentum:unsettled() return not self:begun() and "a moving average begins" or nil end
+
 ---After an optimizer step.
 function Momentum:after_step()
   ready(self)
@@ -66,14 +77,19 @@ function Momentum:after_step()
       pairs_[#pairs_ + 1] = self._buffers[p.shadow]
       pairs_[#pairs_ + 1] = p.module._parameters[p.key]
     end
-    local m = self.momentum
-    if self.warmup then
-      local t = self.started:item()
-      m = math.min(m, t / (9 + t))
-      self.started:fill_(t + 1)
-    end
     local list, n = A.tensors(pairs_, "Momentum", "parameters")
-    A.check(C.weft_ema_(list, n, m))
+    local function move(m) A.check(C.weft_ema_(list, n, m)) end
+    local function moved()
+      if self.warmup then self.started:fill_(self.started:item() + 1) end
+    end
+    local recorder = recording.active
+    if recorder then
+      recorder:rates(function(p) p[0], p[1], p[2] = 1 - next_momentum(self), 0, 0 end, function() move(0) end)
+      recorder:done(moved)
+    else
+      move(next_momentum(self))
+      moved()
+    end
   end)
 end
 

@@ -9,6 +9,7 @@ local scope = require("weft.scope").scope
 local ops = require("weft.ops").functions
 local pool = require "weft.models.pool"
 local residual = require "weft.models.residual"
+local create = require("weft.tensor").create
 local settings = require "weft.models.settings"
 
 -- --- rotary positions
@@ -254,14 +255,36 @@ local function predictions(ids, mask)
   return tensor(rows), tensor(targets), count
 end
 
+-- The same with every position in its place, and -100 where there is nothing to predict: shapes that depend
+-- on no value, so that a GPU is not waited for. Also how many there are: float32 [], at least 1.
+local function padded(hidden, ids, mask)
+  local batch, n = ids:size(1), ids:size(2) - 1
+  local function part(t, from) return t:narrow(2, from, n):contiguous() end
+  local targets = part(ids:to "int64", 2)
+  local count = create.full { value = batch * n, device = ids.device }
+  if mask then
+    mask = mask.dtype == "bool" and mask or mask:ne(0)
+    local real = ops.logical_and(part(mask, 1), part(mask, 2))
+    targets = ops.where(real, targets, create.full { value = -100, dtype = "int64", device = ids.device })
+    count = real:to("float32"):sum():maximum(1)
+  end
+  return part(hidden, 1):reshape(batch * n, hidden:size(3)), targets:reshape(batch * n), count
+end
+
 ---Next-token loss of final hidden states: each position against the token after it, padding left out.
 ---@param hidden weft.Tensor  [B, N, d], from encode
 ---@param ids weft.Tensor     [B, N]
 ---@param options? table  mask ([B, N], true: a token), reduction (mean; sum; none: [count])
----@return weft.Tensor loss, integer tokens  how many were predicted
+---@return weft.Tensor loss, integer? tokens  how many were predicted; nil on a GPU, where they are not counted here
 function Llama:loss(hidden, ids, options)
   local o = A.options(options, { mask = A.none, reduction = "mean" }, "loss")
   local d = hidden:size(3)
+  if ids.device ~= "cpu" and ids.device ~= "meta" and o.reduction ~= "none" and ids:size(2) > 1 then
+    local rows, targets, count = padded(hidden, ids, o.mask)
+    local sum = ops.cross_entropy(self:logits(rows), targets, -100, 0, "sum")
+    if o.reduction == "sum" then return sum end
+    return sum / count:to(sum.dtype)
+  end
   local rows, targets, count
   if ids.device == "meta" then
     local all = ids:size(1) * (ids:size(2) - 1)

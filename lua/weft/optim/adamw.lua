@@ -24,4 +24,9 @@ function AdamW:move(group, list, n, lr, t, dtype)
   return row(list, n, lr, betas[1], betas[2], group.eps, group.weight_decay, t)
 end
 
+-- The numbers of a step that a captured one reads on the device.
+function AdamW:rates(group, lr, t, out)
+  C.weft_adamw_rates(lr, group.betas[1], group.betas[2], group.weight_decay, t, out)
+end
+
 return AdamW

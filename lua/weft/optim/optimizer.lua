@@ -8,6 +8,7 @@ local create = require("weft.tensor").create
 local ops = require("weft.ops").functions
 local is_module = require("weft.nn.module").is_module
 local named = require "weft.optim.named"
+local recording = require "weft.recording"
 
 local Optimizer = {}
 
@@ -189,37 +190,64 @@ local function follow(e)
   e.master:copy_(ops.where(e.master:to("bfloat16"):to("float32"):eq(now), e.master, now))
 end
 
--- Moves the parameters of a group that share step and dtype in one call, then the next such bucket.
+-- Entries that share step and dtype, from the first that waits on, and how many places of the list they take.
+local function bucket_of(self, entries, list)
+  local n, bucket = 0, {}
+  for _, e in ipairs(entries) do
+    local first = bucket[1] or e
+    if e.grad and e.steps == first.steps and e.t.p.v.dtype == first.t.p.v.dtype then
+      bucket[#bucket + 1] = e
+      list[n], list[n + 1] = e.t.p, e.grad
+      n = n + 2
+      for _, slot in ipairs(self:slots_of(e)) do
+        list[n] = e[slot] and e[slot].p or e.grad
+        n = n + 1
+      end
+      e.grad = nil
+    end
+  end
+  return bucket, n
+end
+
+-- Moves a bucket. In a captured step its rates are worked out at each launch, from lr() and the count then.
+local function move_bucket(self, group, lr, bucket, n)
+  local first, recorder = bucket[1], recording.active
+  local function move(rate) A.check(self:move(group, group.list, n, rate, first.steps + 1, first.t.dtype)) end
+  local function count()
+    for _, e in ipairs(bucket) do e.steps = e.steps + 1 end
+  end
+  if not recorder then
+    move(lr)
+    return count()
+  end
+  if not self.rates then A.raise("%s: its step can't be captured in a graph", self.type) end
+  recorder:rates(function(p) self:rates(group, lr(), first.steps + 1, p) end, function() move(0) end)
+  recorder:done(count)
+  recorder:check(function()
+    for _, e in ipairs(bucket) do
+      if e.steps ~= first.steps then return "parameters that moved together have taken different numbers of steps" end
+    end
+  end)
+end
+
+-- Moves the parameters of a group, bucket by bucket.
 local function step_group(self, group, lr, grads)
-  local entries, list = group.entries, group.list
-  local waiting = 0
+  local entries, waiting = group.entries, 0
   for _, e in ipairs(entries) do
     e.grad = grads[e]
     follow(e)
     if e.grad then
-      if self.slots[1] and not e[self.slots[1]] and self:wants_slots(group) then new_slots(self, e) end
+      if self.slots[1] and not e[self.slots[1]] and self:wants_slots(group) then
+        if recording.active then A.raise("%s: %s has no state yet", self.type, e.name) end
+        new_slots(self, e)
+      end
       waiting = waiting + 1
     end
   end
   while waiting > 0 do
-    local n, first = 0, nil
-    for _, e in ipairs(entries) do
-      if e.grad and (not first or (e.steps == first.steps and e.t.p.v.dtype == first.t.p.v.dtype)) then
-        first = first or e
-        if e ~= first then e.steps = e.steps + 1 end
-        list[n], list[n + 1] = e.t.p, e.grad
-        n = n + 2
-        for _, slot in ipairs(self:slots_of(e)) do
-          list[n] = e[slot] and e[slot].p or e.grad
-          n = n + 1
-        end
-        e.grad = nil
-        waiting = waiting - 1
-      end
-    end
-    -- `first` moves its count last: the others were compared with it
-    first.steps = first.steps + 1
-    A.check(self:move(group, list, n, lr, first.steps, first.t.dtype))
+    local bucket, n = bucket_of(self, entries, group.list)
+    waiting = waiting - #bucket
+    move_bucket(self, group, lr, bucket, n)
   end
   for _, e in ipairs(entries) do
     if e.master then e.version = C.weft_version_of(e.t.p) end
@@ -250,7 +278,7 @@ local function take_gradients(self)
 end
 
 ---Moves every parameter that has a gradient, and counts the step.
----@param lrs? number[]  learning rates of the groups, in place of lr times schedule
+---@param lrs? number[]  learning rates of the groups, in place of lr times schedule; functions in a captured step
 function Optimizer:step(lrs)
   lrs = lrs or self:lrs()
   if #lrs ~= #self.groups then A.raise("%s: %d learning rates for %d groups", self.type, #lrs, #self.groups) end
@@ -262,7 +290,8 @@ function Optimizer:step(lrs)
     for _, grad in pairs(grads) do C.weft_free(grad) end
     if not ok then error(message, 0) end
   end)
-  self.steps = self.steps + 1
+  local function count() self.steps = self.steps + 1 end
+  if recording.active then recording.active:done(count) else count() end
   return self
 end
 

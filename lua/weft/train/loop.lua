@@ -231,11 +231,18 @@ function M:train()
   if not self.history then self:evaluate "before" end
   local losses = function(batch) return self.model:losses(batch) end
   for _ in self:epochs() do
+    local taken = {}
     for batch in self:batches() do
       self:train_step(batch, losses)
-      release(batch)
+      taken[#taken + 1] = batch
+      -- a graph makes all of a step at its end
+      if not self.by_graph or batch.micro == self.options.accumulate then
+        for _, b in ipairs(taken) do release(b) end
+        taken = {}
+      end
     end
   end
+  self:drop_graph()
   if self.epoch <= self.options.epochs then return (require("weft.train.branch").mark(self)) end
   return self:finish()
 end

@@ -68,9 +68,10 @@ local function batch_of(sample, run, n)
   A.assumed = {}
   local longest, tokens = fullest(run, n)
   if longest and batch.ids then
-    -- columns that are padding in every row are computed on a GPU alone
-    if run.options.device == "cpu" then A.assumed.longest = longest end
-    A.assumed.density = math.min(1, tokens / (n * (batch.ids:size(2) - 1)))
+    -- padding is left out on the CPU alone: columns that are nothing else, and what predicts nothing
+    if run.options.device == "cpu" then
+      A.assumed.longest, A.assumed.density = longest, math.min(1, tokens / (n * (batch.ids:size(2) - 1)))
+    end
   end
   if batch.pixels then batch.pixels = batch.pixels:to(run.options.dtype) end
   batch.token_share = 1
@@ -86,7 +87,7 @@ local function shadow(run, sample)
   for _, m in model:named_modules() do
     if m.type == "Queue" then m:assume_full() end
   end
-  local options = setmetatable({ accumulate = math.huge }, { __index = run.options })
+  local options = setmetatable({ accumulate = math.huge, graph = false }, { __index = run.options })
   local self = setmetatable({ recipe = run.recipe, config = run.config, options = options, data = run.data, model = model, plan = run.plan,
     log = { line = function() end }, step = 0, epoch = 1, position = 0, skipped = 0, sample = sample }, getmetatable(run))
   self.watch_phase = function() end

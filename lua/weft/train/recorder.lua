@@ -9,6 +9,7 @@ local ops = require("weft.ops").functions
 local random = require "weft.random"
 local recording = require "weft.recording"
 local graph = require "weft.graph"
+local scope = require("weft.scope").scope
 
 local Recorder = {}
 Recorder.__index = Recorder
@@ -22,7 +23,7 @@ local function made(spec) return create.zeros(spec):keep() end
 function Recorder.new(device, step)
   return setmetatable({ device = device, step = step, scalars = made { SCALARS, dtype = "float64", device = device },
     host = made { SCALARS, dtype = "float64" }, clock = made { 1, dtype = "int64", device = device },
-    used = 0, writes = {}, flags = {}, demands = {}, parts = {}, readers = {}, undos = {}, finishes = {}, checks = {} }, Recorder)
+    used = 0, writes = {}, flags = {}, demands = {}, parts = {}, after = {}, undos = {}, checks = {} }, Recorder)
 end
 
 -- Runs without the tape, whatever surrounds it, and takes what comes out of all scopes.
@@ -47,7 +48,7 @@ function Recorder:later(tensors, fn)
     reader[i] = t:numel()
     if reader[i] > 0 then self.parts[#self.parts + 1] = kept(flat, t) end
   end
-  self.readers[#self.readers + 1] = reader
+  self.after[#self.after + 1] = reader
 end
 
 ---Truths that must all hold; `why` says in words what is the matter when they do not.
@@ -91,8 +92,8 @@ function Recorder:ring(pairs_, first)
   end)
 end
 
----fn() on the host after each launch that stood.
-function Recorder:done(fn) self.finishes[#self.finishes + 1] = fn end
+---fn() on the host after each launch that stood, in its turn among those of later().
+function Recorder:done(fn) self.after[#self.after + 1] = { fn = fn } end
 
 ---fn() before each launch: what it returns, a reason, says that the capture no longer fits.
 function Recorder:check(fn) self.checks[#self.checks + 1] = fn end
@@ -138,16 +139,17 @@ function Recorder:launch(step)
     if values[i] ~= 1 then return nil, why end
   end
   local at = #self.demands
-  for _, reader in ipairs(self.readers) do
-    local lists = {}
-    for i, n in ipairs(reader) do
-      lists[i] = {}
-      for k = 1, n do lists[i][k] = values[at + k] end
-      at = at + n
+  scope(function()
+    for _, reader in ipairs(self.after) do
+      local lists = {}
+      for i, n in ipairs(reader) do
+        lists[i] = {}
+        for k = 1, n do lists[i][k] = values[at + k] end
+        at = at + n
+      end
+      reader.fn(unpack(lists))
     end
-    reader.fn(unpack(lists))
-  end
-  for _, fn in ipairs(self.finishes) do fn() end
+  end)
   random.skip(self.unnamed or 0)
   return true
 end

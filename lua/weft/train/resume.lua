@@ -7,7 +7,8 @@ local M = {}
 
 -- Keys that change nothing that is trained; every other key needs to be allowed by name.
 local FREE = { checkpoint_every = true, keep_checkpoints = true, log_every = true, ["data.root"] = true, ["data.threads"] = true,
-  ["data.cache"] = true, ["features.enabled"] = true, ["features.memory"] = true, ["features.disk"] = true }
+  ["data.cache"] = true, ["features.enabled"] = true, ["features.memory"] = true, ["features.disk"] = true,
+  graph = true }
 
 local function text_of(v)
   if type(v) ~= "table" then return tostring(v) end

@@ -27,6 +27,7 @@ local function settings(c)
     lora_lr = get(c, "lora_lr", 1), lora_plus_ratio = get(c, "lora_plus_ratio", 1), head_lr = get(c, "head_lr", 1),
     checkpoint_every = get(c, "checkpoint_every", 0), keep_checkpoints = get(c, "keep_checkpoints", 2),
     log_every = get(c, "log_every", 20), device = get(c, "device", "cpu"), dtype = get(c, "dtype", "float32"),
+    graph = get(c, "graph", false),
   }
   for _, key in ipairs { "epochs", "batch", "accumulate" } do
     if o[key] < 1 or o[key] % 1 ~= 0 then A.raise("config: %s: a whole number from 1 is expected, got %s", key, tostring(o[key])) end
@@ -357,6 +358,7 @@ function Run:set_phase(phase)
     self.optimizer = optim.AdamW(groups, { betas = o.betas, eps = o.eps })
   end
   self.phase, self.unmoved = phase, nil
+  self:drop_graph()
   -- whatever follows from what is frozen, such as features that are no longer worth keeping
   self.model:apply(function(m) if m.phase_changed then m:phase_changed() end end)
 end
@@ -375,7 +377,7 @@ function Run:enter_phase()
 end
 
 -- The step, the loop, and what surrounds them live in files of their own.
-for _, part in ipairs { "start", "step", "watch", "loop" } do
+for _, part in ipairs { "start", "step", "graph", "watch", "loop" } do
   for name, fn in pairs(require("weft.train." .. part)) do Run[name] = fn end
 end
 
