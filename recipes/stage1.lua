@@ -11,7 +11,7 @@ local config = weft.config {
   language = { width = 384, layers = 7, ff = 1024, heads = 6, dropout = 0.0 },
   fusion = { layers = 4, heads = 4, ff = 512, gate = 0 },
   memory = { kind = "larimar", slots = 32 },
-  itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0, patch_dropout = 0 },
+  itc = { dim = 256, queue = 4096, tau = 0.07, alpha = 0.0, momentum = 0.0, patch_dropout = 0, like = 0 },
   itm = { source = "queue" },
   weights = { itc = 1.0, itm = 0.5, lm = 1.0, text = 1.0, memory = 0.1 },
 

@@ -38,7 +38,8 @@ function Stage1:init(c, data)
   self.fusion = models.fiber(self.language, { image_width = c.compress.width, layers = c.fusion.layers,
     image_heads = c.fusion.heads, image_hidden = c.fusion.ff, gate = c.fusion.gate })
   if c.memory.kind == "larimar" then self.memory = models.gpm { slots = c.memory.slots, width = c.compress.width } end
-  self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, image = c.compress.width, text = c.language.width }
+  self.itc = losses.ITC { dim = c.itc.dim, tau = c.itc.tau, alpha = c.itc.alpha, like = c.itc.like, image = c.compress.width, text = c.language.width }
+  if c.itc.like > 0 then self.likeness = losses.Likeness(data.vocab):weigh(data.train:count_tokens()) end
   self.patch_dropout = nn.Dropout(c.itc.patch_dropout)
   self.itm = losses.ITM { width = c.language.width + c.compress.width, source = c.itm.source }
   local rows = math.min(c.itc.queue, math.floor(data.train:count_pictures() / 2))
@@ -126,7 +127,8 @@ function Stage1:losses(batch)
     local i, t = self.itc:project(self:dual(Vm, batch))
     return { image = i, text = t }
   end)
-  local pair = self.itc(image, text, batch, self.queue, keys)                 -- dual pass
+  local alike = self.likeness and self.likeness(batch.ids, batch.mask)
+  local pair = self.itc(image, text, batch, self.queue, keys, alike)          -- dual pass
   local match = self.itm(function(v, ids, mask) return self.fusion:fuse(v, ids, { mask = mask }).feature end, V, pair, batch, self.queue)
   -- steps since the queue's rows were made, on average
   weft.recording.later({}, function()

@@ -66,8 +66,8 @@ static int64_t size_of_class(int c) {
     return ((int64_t)1 << shift) + (int64_t)((c - 8) % 8 + 1) * ((int64_t)1 << (shift - 3));
 }
 
-// A waiting block of class c, or of one up to twice as large, four times where it is small: shapes that vary from step to step
-// share blocks then, instead of each keeping its own.
+// A waiting block of class c, or of one up to twice as large, four times where it is small: shapes that
+// vary from step to step share blocks then, instead of each keeping its own.
 static block *take_cached(int c) {
     int last = c >= 8 && c < LARGE ? c + 16 : c + 8;
     for (int k = c; k <= last && k < CLASSES; k++) {

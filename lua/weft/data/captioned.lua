@@ -33,6 +33,20 @@ function Dataset:size() return (rows_of.size(self.rows)) end
 ---Distinct pictures: rows that share one are one.
 function Dataset:count_pictures() return (rows_of.distinct(self.rows, "image_id")) end
 
+---In how many captions each token stands, over all of them or the first 100,000: what says how rare it is.
+---@return table counts  token id -> captions
+---@return integer n  captions that were looked at
+function Dataset:count_tokens()
+  local counts, last, ids_of = {}, {}, rows_of.reader(self.rows, "ids")
+  local n = math.min(rows_of.size(self.rows), 100000)
+  for i = 1, n do
+    for _, id in ipairs(ids_of(i)) do
+      if last[id] ~= i then counts[id], last[id] = (counts[id] or 0) + 1, i end
+    end
+  end
+  return counts, n
+end
+
 function Dataset:count_batches(batch) return math.floor(self:size() / batch) end
 
 local function loader(self)

@@ -2,6 +2,7 @@
 return {
   ITC = require "weft.losses.itc",
   ITM = require "weft.losses.itm",
+  Likeness = require "weft.losses.likeness",
   Queue = require "weft.losses.queue",
   Momentum = require "weft.losses.momentum",
 }

@@ -14,11 +14,12 @@ local ITC = module.class("ITC", module.base)
 ITC.wide = true
 
 ---@param options table  image and text (widths), dim (256), tau (.07: a parameter, kept in tau_min .. tau_max,
----  .001 to .5), alpha (0: share of soft targets)
+---  .001 to .5), alpha (0: share of soft targets from the keys), like (0: share of soft targets from the captions'
+---  likeness, over its temperature like_tau, .2)
 function ITC:init(options)
   local o = A.options(options, { dim = 256, tau = 0.07, alpha = 0, image = A.required, text = A.required, tau_min = 0.001,
-    tau_max = 0.5 }, "ITC")
-  self.alpha, self.tau_min, self.tau_max = o.alpha, o.tau_min, o.tau_max
+    tau_max = 0.5, like = 0, like_tau = 0.2 }, "ITC")
+  self.alpha, self.tau_min, self.tau_max, self.like, self.like_tau = o.alpha, o.tau_min, o.tau_max, o.like, o.like_tau
   self.image_proj = Linear(o.image, o.dim)
   self.text_proj = Linear(o.text, o.dim)
   self.image_proj.wide, self.text_proj.wide = true, true
@@ -63,10 +64,20 @@ local function counting(left, columns, i2t, t2i)
   return ops.index_select(i2t, index, 1), ops.index_select(t2i, index, 1), #rows
 end
 
+-- Each row's share of the columns by how alike captions are; those of the queue have none.
+local function alike(likeness, tau, left_out, columns)
+  local B, x = likeness:size(1), likeness / tau
+  if left_out then x = ops.masked_fill(x, ops.narrow(left_out, 2, 1, B), -math.huge) end
+  local share = ops.softmax(x)
+  if columns == B then return share end
+  return (ops.cat({ share, create.zeros { B, columns - B, dtype = share.dtype, device = share.device } }, 2))
+end
+
 ---The loss of both directions from normalised features. Rows: this batch; columns: this batch's keys,
 ---then the queue's.
 ---@param f table  image, text [B, D]; image_keys, text_keys [B, D] (detached); queue_image, queue_text [F, D];
----  ids, captions [B] and queue_ids, queue_captions [F], int64; tau
+---  ids, captions [B] and queue_ids, queue_captions [F], int64; tau; likeness of the captions [B, B] where
+---  part of the targets is to follow it: like, the share, and like_tau
 ---@param alpha number  share of the soft targets (from the keys' own similarity); 0: none
 ---@return table  loss (nil where no row can be compared), i2t, t2i, target_i2t, target_t2i, sim_i2t, sim_t2i
 ---  (keys' similarity over tau, no gradient), positive, left_out [B, B+F], rows (that count), batch
@@ -87,6 +98,11 @@ function ITC.pair_loss(f, alpha)
   local left = hard:sum(2)
   if left_out then left = left + left_out:to(f.image.dtype):sum(2) end
   hard = hard / hard:sum(2, true)
+  if f.likeness then
+    hard = autograd.no_grad(function()
+      return hard * (1 - f.like) + alike(f.likeness:to(hard.dtype), f.like_tau, left_out, hard:size(2)) * f.like
+    end)
+  end
   local tau = f.tau
   local detached = tau:detach()
   local function direction(query, query_key, keys)
@@ -113,10 +129,11 @@ end
 
 ---image [B, wi] and text [B, wt] pooled features of pairs; batch has image_ids and caption_ids (Lua
 ---lists, or int64 tensors); queue holds fields image, text, ids, captions, and is read here, not written.
----keys: momentum features, when there are any. `counts` tells of the last call: negatives, same_picture
+---keys: momentum features, when there are any; likeness [B, B] of the captions (losses.Likeness) where
+---`like` is above 0. `counts` tells of the last call: negatives, same_picture
 ---and same_caption (left out) over the batch, rows that counted, and the prior: log of the columns.
 ---@return table pair  as pair_loss, with the keys; loss is nil where nothing can be compared
-function ITC:forward(image, text, batch, queue, keys)
+function ITC:forward(image, text, batch, queue, keys, likeness)
   if self.tau.device == "cpu" then
     local tau = self.tau:data()
     tau[0] = math.min(math.max(tau[0], self.tau_min), self.tau_max)
@@ -131,6 +148,10 @@ function ITC:forward(image, text, batch, queue, keys)
   local k_image, k_text = q_image:detach(), q_text:detach()
   if keys then k_image, k_text = keys.image:detach(), keys.text:detach() end
   local f = { image = q_image, text = q_text, image_keys = k_image, text_keys = k_text, ids = ids, captions = captions, tau = self.tau }
+  if self.like > 0 then
+    if not likeness then A.raise "ITC: like is above 0, and no likeness of the captions was given" end
+    f.likeness, f.like, f.like_tau = likeness, self.like, self.like_tau
+  end
   if queue and queue:filled() > 0 then
     f.queue_image, f.queue_text = queue:get "image", queue:get "text"
     f.queue_ids, f.queue_captions = queue:get "ids", queue:get "captions"
