@@ -2,14 +2,16 @@
 -- "ready", and for each line on its input: "run" prints seconds a step and those until all was issued,
 -- "peak" MiB live and held at most, "launches" kernels and waits of one step, and the seconds in which the
 -- GPU was at work for it (0 where that is not known). BENCH_PROFILE=FOLDER: its kernels by name, in a file.
--- Usage: luajit tests/bench/gpu.lua ROW DEVICE DTYPE [tiny]   (started by tests/bench/run --device)
+-- Usage: luajit tests/bench/gpu.lua ROW DEVICE DTYPE [tiny] [graph]   (started by tests/bench/run --device)
+-- graph: the step is captured once, as graph=true does it in training, and launched as one.
 package.path = "tests/bench/?.lua;" .. package.path
 local ffi = require "ffi"
 local weft = require "weft"
 local stage1 = require "weft_stage1"
 local nn = weft.nn
 
-local row, device, dtype, tiny = arg[1], arg[2], arg[3], arg[4] == "tiny"
+local row, device, dtype = arg[1], arg[2], arg[3]
+local tiny, by_graph = arg[4] == "tiny", arg[#arg] == "graph"
 local c = tiny and stage1.tiny or stage1.base
 local side = tiny and 56 or 224
 
@@ -28,6 +30,7 @@ local place = { device = device, dtype = dtype ~= "float32" and dtype or nil }
 local function moved(module) module:to(place) return module end
 local function randn(...) return weft.randn({ device = device, ... }):to(place) end
 
+local RATE = 1e-4
 local function adamw(modules)
   local params = {}
   for _, module in ipairs(modules) do
@@ -35,10 +38,43 @@ local function adamw(modules)
       if t.requires_grad then params[#params + 1] = t end
     end
   end
-  return weft.optim.AdamW(params, { lr = 1e-4, betas = { 0.9, 0.98 }, eps = 1e-8, weight_decay = 0.05 })
+  return weft.optim.AdamW(params, { lr = RATE, betas = { 0.9, 0.98 }, eps = 1e-8, weight_decay = 0.05 })
 end
 
--- A row's prepare function gives its step; `n` is its batch.
+-- A step that moves what `modules` train by the gradient of loss(), and its optimizer.
+local function training(modules, loss, clip)
+  local optimizer = adamw(modules)
+  for i, module in ipairs(modules) do       -- draws that a captured step repeats have names
+    module:assign_paths()
+    module:apply(function(m) rawset(m, "_path", i .. "." .. m._path) end)
+  end
+  return function()
+    optimizer:zero_grad()
+    local value, recorder = loss(), weft.recording.active
+    value:backward()
+    if recorder then recorder:demand(weft.isfinite(value), "the loss is not finite") end
+    if clip then weft.optim.clip_grad_norm(optimizer, clip) end
+    optimizer:step(recorder and { function() return RATE end } or nil)
+  end, optimizer
+end
+
+-- The step as one graph. One that trains checks its loss and gets its rates on the device, as in training.
+local function captured(step, optimizer)
+  for _ = 1, 2 do weft.scope(step) end      -- what lasts is made: states, tables
+  if not optimizer then
+    local graph = weft.cuda.graph(device, function() weft.scope(step) end)
+    return function() graph:launch() end
+  end
+  local recorder, at = require("weft.train.recorder").new(device, 0), 0
+  recorder:capture(function() weft.scope(step) end)
+  optimizer:zero_grad()
+  return function()
+    at = at + 1
+    assert(recorder:launch(at))
+  end
+end
+
+-- A row's prepare function gives its step, and its optimizer if it has one; `n` is its batch.
 local rows = {}
 
 function rows.forward(n)
@@ -54,14 +90,11 @@ local function phase(n, lora)
   local compress = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(c.compress.dropout), nn.Linear(hidden, out), nn.LayerNorm(out))
   moved(model):train()
   moved(compress):train()
-  local optimizer = adamw { model, compress }
   local pixels, target = randn(n, 3, side, side), randn(n, (side / 14) ^ 2, out)
-  return function()
-    optimizer:zero_grad()
+  return training({ model, compress }, function()
     local off = compress(model(pixels).patches) - target
-    ;(off * off):mean():backward()
-    optimizer:step()
-  end
+    return (off * off):mean()
+  end)
 end
 function rows.phase1(n) return phase(n, false) end
 function rows.phase2(n) return phase(n, true) end
@@ -69,13 +102,8 @@ function rows.phase2(n) return phase(n, true) end
 function rows.lm(n)
   local length, l = tiny and 12 or 128, c.language
   local model = moved(weft.models.llama { vocab = c.data.vocab, width = l.width, layers = l.layers, ff = l.ff, heads = l.heads }):train()
-  local optimizer = adamw { model }
   local ids = weft.randint({ n, length, low = 0, high = c.data.vocab }):to(device)
-  return function()
-    optimizer:zero_grad()
-    model:loss(model:encode(ids), ids):backward()
-    optimizer:step()
-  end
+  return training({ model }, function() return model:loss(model:encode(ids), ids) end)
 end
 
 function rows.stage1(n)
@@ -84,14 +112,11 @@ function rows.stage1(n)
   stage1.fill_queue(model, c)
   moved(model)
   local batch = stage1.on(stage1.batch(c, n, 1), device, dtype)
-  local optimizer = adamw { model }
-  return function()
-    optimizer:zero_grad()
-    stage1.total(model:losses(batch), c.weights):backward()
+  return training({ model }, function()
+    local loss = stage1.total(model:losses(batch), c.weights)
     model.queue.pending = {}   -- the queue stays as it was: every step sees the same
-    weft.optim.clip_grad_norm(optimizer, 1)
-    optimizer:step()
-  end
+    return loss
+  end, 1)
 end
 
 function rows.product(n)
@@ -129,7 +154,8 @@ local function busy_seconds(fn)
 end
 
 local name, n = row:match "^(%a+%d?)_(%d+)$"
-local step = assert(rows[name], "no such row: " .. row)(tonumber(n))
+local step, optimizer = assert(rows[name], "no such row: " .. row)(tonumber(n))
+if by_graph then step = captured(step, optimizer) end
 io.stdout:setvbuf "line"
 wait()
 print "ready"
@@ -149,11 +175,12 @@ for line in io.lines() do
     local m = weft.memory(device)
     print(("%.1f %.1f"):format(m.peak / 2 ^ 20, (m.live + m.cached) / 2 ^ 20))
   elseif what == "launches" then
-    local before = device ~= "cpu" and weft.cuda.counters(device) or { launches = 0, synchronizations = 0 }
+    local before = device ~= "cpu" and weft.cuda.counters(device) or { launches = 0, graphs = 0, synchronizations = 0 }
     weft.scope(step)
     local after = device ~= "cpu" and weft.cuda.counters(device) or before
     wait()
     local busy = busy_seconds(function() weft.scope(step) end)
-    print(("%d %d %.9g"):format(after.launches - before.launches, after.synchronizations - before.synchronizations, busy))
+    local launches = after.launches - before.launches + after.graphs - before.graphs
+    print(("%d %d %.9g"):format(launches, after.synchronizations - before.synchronizations, busy))
   end
 end
