@@ -54,6 +54,16 @@ describe("weft features", function()
     assert.is_nil(y.last_hidden_state)
   end)
 
+  it("says how many pictures of a folder it can't read by their kind", function()
+    local place = folder .. "/mixed"
+    assert(os.execute(("mkdir %s && cp tests/golden/preprocess/small.png %s/ && : >%s/a.webp && : >%s/b.TIFF && : >%s/notes.txt")
+      :format(place, place, place, place, place)) == 0)
+    local code, _, metadata, text = features("--pool cls " .. place)
+    assert.equal(0, code, text)
+    assert.same({ place .. "/small.png" }, json.decode(metadata.names))
+    assert.matches("2 pictures of other kinds left out (PNG, JPEG and BMP are read)", text, 1, true)
+  end)
+
   it("takes pixels as they are, pools, and writes the dtype asked for", function()
     local g = compare.golden "dinov2_mlp/io.safetensors"
     assert(safetensors.save(folder .. "/x.safetensors", { pixel_values = g["native.pixel_values"] }))

@@ -3,6 +3,7 @@
 local run = require "tests.support.command"
 local weft = require "weft"
 local compare = require "tests.models.compare"
+local files = require "weft.files"
 local json = require "weft.io.json"
 local regex = require "weft.peft.regex"
 local safetensors = require "weft.io.safetensors"
@@ -139,6 +140,11 @@ describe("an adapter converted", function()
     local code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/cli --dialect transformers5"):format(folder))
     assert.equal(0, code, err)
     assert.matches("6 modules, by the names of transformers 5\n", out)
+    local before = files.read(folder .. "/cli/adapter_config.json")
+    code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/cli"):format(folder))
+    assert.equal(1, code)
+    assert.matches("/cli holds an adapter already: name another folder, or remove it first\n", err)
+    assert.equal(before, files.read(folder .. "/cli/adapter_config.json"))
     assert.equal(2, (run.weft "adapter"))
     code, out, err = run.weft(("adapter convert tests/golden/lora/plain %s/other --dialect transformers6"):format(folder))
     assert.equal(1, code)

@@ -15,6 +15,9 @@ function M.run(args)
   local files = require "weft.files"
   if not files.exists(args[2]) then error(args[2] .. ": there is no such directory", 0) end
   if not files.exists(args[2] .. "/adapter_config.json") then error(args[2] .. " holds no adapter: there is no adapter_config.json in it", 0) end
+  if files.exists(args[3] .. "/adapter_config.json") then
+    error(args[3] .. " holds an adapter already: name another folder, or remove it first", 0)
+  end
   local n = require("weft.peft.convert").convert(args[2], args[3], { dialect = args.dialect })
   print(("%s: %d modules, by the names of %s"):format(args[3], n, NAMES[args.dialect or "both"]))
   return 0

@@ -21,21 +21,24 @@ local M = {
 }
 
 local PICTURE = { png = true, jpg = true, jpeg = true, bmp = true }
+local OTHER = { webp = true, gif = true, tif = true, tiff = true, heic = true, avif = true, jxl = true }
 
+-- Paths of the pictures that were named or lie in the folders named; how many pictures of other kinds these hold.
 local function pictures_of(words)
-  local files, list = require "weft.files", {}
+  local files, list, others = require "weft.files", {}, 0
   for i = 2, #words do
     local before = #list
     if words[i] == "-" then
       for line in io.lines() do list[#list + 1] = line end
     elseif files.is_dir(words[i]) then
       for _, name in ipairs(assert(files.walk(words[i]))) do
-        if PICTURE[(name:match "%.(%w+)$" or ""):lower()] then list[#list + 1] = words[i] .. "/" .. name end
+        local ending = (name:match "%.(%w+)$" or ""):lower()
+        if PICTURE[ending] then list[#list + 1] = words[i] .. "/" .. name elseif OTHER[ending] then others = others + 1 end
       end
       if #list == before then error(("%s: no PNG, JPEG or BMP is in this folder or below it"):format(words[i]), 0) end
     else list[#list + 1] = words[i] end
   end
-  return list
+  return list, others
 end
 
 local function pooled(out, kind)
@@ -165,12 +168,13 @@ function M.run(args)
     total = x:size(1)
     for first = 1, total, size do run(x:narrow(1, first, math.min(size, x:size(1) - first + 1))) end
   else
-    local list = pictures_of(args)
+    local list, others = pictures_of(args)
     total = #list
     if total == 0 then
       error({ usage = args[2] == "-" and "no picture is named on standard input" or "pictures, a folder, or --input are expected" }, 0)
     end
     say("%s%s", rule:describe(), found and "" or " (as DINOv2's own: there is no preprocessor_config.json)")
+    if others > 0 then say("%d picture%s of other kinds left out (PNG, JPEG and BMP are read)", others, others == 1 and "" or "s") end
     local options = { alpha = "drop", orientation = args.upright or false }
     local done = 0
     local function progress(n)
