@@ -122,8 +122,8 @@ describe("weft ablate --prune", function()
     assert.truthy(out:find("pruned after epoch 4: captions.loss", 1, true), out)
     -- the small rates go first
     local csv = files.read(dir .. "/table.csv")
-    assert.truthy(csv:find("lr1e-05,1e-05,pruned", 1, true), csv)
-    assert.truthy(csv:find("lr2e-05,2e-05,pruned", 1, true), csv)
+    assert.truthy(csv:find("lr1e-05,1e-05,2,pruned", 1, true), csv)
+    assert.truthy(csv:find("lr2e-05,2e-05,2,pruned", 1, true), csv)
     local lr = done[1].values.lr
     local whole = train.start(train.load_recipe("recipes/stage1.lua", support.overrides(root, { "epochs=6", "warmup_epochs=2", "lr=" .. lr })),
       { dir = folder .. "/whole", quiet = true }):train()
