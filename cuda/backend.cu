@@ -133,6 +133,9 @@ static weft_status prepare(cuda_device *d) {
     TRY(cuda_check(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "a stream"));
     TRY(cuda_check(cudaHostAlloc((void **)&d->fault_here, sizeof(cuda_fault), cudaHostAllocMapped), "pinned memory"));
     memset(d->fault_here, 0, sizeof(cuda_fault));
+    TRY(cuda_check(cudaMalloc((void **)&d->still, sizeof(uint64_t)), "memory of the device"));
+    TRY(cuda_check(cudaMemsetAsync((void *)d->still, 0, sizeof(uint64_t), d->stream), "memory of the device"));
+    d->clock = d->still;
     TRY(cuda_check(cudaHostGetDevicePointer((void **)&d->fault, d->fault_here, 0), "pinned memory"));
     TRY(cuda_memory_open(d));
     TRY(cuda_blas_open(d));

@@ -65,7 +65,8 @@ struct cuda_device {
     int64_t staging_size, staging_at;
     cudaEvent_t staged[2];     // the last copy out of each half
     bool capturing;            // a graph: nothing runs now
-    const uint64_t *clock;     // of the capture: what draws add to their counters
+    const uint64_t *clock;     // what draws add to their counters: the capture's, else still
+    const uint64_t *still;     // a clock that stays at 0
     const double *rates;       // of the capture: what AdamW and EMA move by
     bool blocking;             // WEFT_CUDA_BLOCKING: wait and check after each operator
     weft_memory memory;
@@ -144,8 +145,11 @@ static inline bool rows_aligned(const weft_rows &r, int64_t elements) {
     return (r.inner == 1 || r.row % elements == 0) && (r.outer == 1 || r.block % elements == 0);
 }
 
-// --- draws. A graph's kernels keep the counter that they were captured with; its clock moves all on.
-DEVICE uint64_t counter_now(uint64_t counter, const uint64_t *clock) { return clock ? counter + *clock : counter; }
+// --- draws. A graph's kernels keep the counter that they were captured with; its clock moves all on. There is
+// always one: a test for it would take registers that kernels don't have.
+DEVICE uint64_t counter_now(uint64_t counter, const uint64_t *clock) {
+    return counter + __ldg(reinterpret_cast<const unsigned long long *>(clock));
+}
 
 // --- dtypes. A kernel is a template over its storage type T and computes in wide_t<T>.
 template <class T> struct wide { typedef T type; };

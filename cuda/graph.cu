@@ -23,7 +23,7 @@ weft_status cuda_capture_begin(weft_backend *b) {
 }
 
 void cuda_capture_bind(weft_backend *b, const void *clock, const void *rates) {
-    of(b)->clock = static_cast<const uint64_t *>(clock);
+    of(b)->clock = clock ? static_cast<const uint64_t *>(clock) : of(b)->still;
     of(b)->rates = static_cast<const double *>(rates);
 }
 
