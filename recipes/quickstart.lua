@@ -8,7 +8,7 @@ local config = weft.config {
   encoder = { pretrained = "", width = 256, layers = 4, heads = 4, image = 112, patch = 14, init_range = 0.02 },
   lora = { rank = 16, alpha = 32, dropout = 0.1, targets = { "query", "value" } },
   compress = { hidden = 256, width = 128, dropout = 0.2 },
-  language = { width = 192, layers = 2, ff = 512, heads = 3, dropout = 0.2 },
+  language = { width = 192, layers = 2, ff = 512, heads = 3, dropout = 0.1 },
   fusion = { layers = 1, heads = 4, ff = 256, gate = 0.5 },
   memory = { kind = "larimar", slots = 32 },
   -- negatives from the batch: on so few pictures a queue without a slow copy of the model (itc.momentum
@@ -19,8 +19,8 @@ local config = weft.config {
 
   -- so few pictures are soon known by heart: one cosine over both phases (extend), few epochs, targets that follow
   -- the words that captions share, pictures cut anew once the encoder adapts, and averaged weights hold out longest
-  warmup_epochs = 8, epochs = 20, phase_switch = "extend",
-  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 4, head_lr = 2, lora_plus_ratio = 1,
+  warmup_epochs = 8, epochs = 24, phase_switch = "extend",
+  batch = 32, accumulate = 1, lr = 5e-4, lora_lr = 4, head_lr = 6, lora_plus_ratio = 1,
   weight_decay = 0.05, betas = { 0.9, 0.98 }, eps = 1e-8, clip = 1.0, warmup_steps = 50, lr_floor = 0.1, average = 0.99,
 
   features = { enabled = true, memory = 256, disk = 0 },
