@@ -5,7 +5,7 @@ local results = require "weft.ablate.results"
 local tables = require "weft.ablate.table"
 
 local BEGIN, END = "<!-- ablation: begin", "<!-- ablation: end -->"
-local WIDTH, HEIGHT = 900, 810
+local WIDTH, HEIGHT = 900, 1240
 local dir, page = arg[1], arg[2] or "docs/tutorial.md"
 if not dir then error("an ablation's folder is expected: weft run tools/ablation_docs.lua runs/quickstart/ablate-1a2b3c4d", 0) end
 
